@@ -1,0 +1,1 @@
+"""What runs a task: one folder per engine (docs/writing-an-engine.md)."""
