@@ -1,0 +1,244 @@
+"""The config tree: one YAML file, the environment where that is silent, and defaults for the rest."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import httpx
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+
+import engines.registry
+import plugins.registry
+from worker.documents import BadDocument, read_document
+from worker.quantities import Duration, Size
+from worker.queue.credentials import Credentials
+from worker.reading import Reading
+from worker.references import References
+from worker.schema import Document, JsonObject
+from worker.webhooks.config import WebhooksConfig
+
+CONFIG_VARIABLE = "TC_WORKER_CONFIG"
+DEFAULT_FILE = Path("tc-worker.yml")
+DEFAULT_TASK_QUEUE = "local/native"
+
+# The queue's schemas (queue/v1/claim-work-request, task-queue-id) say so.
+TASK_QUEUE_PATTERN = r"^[a-zA-Z0-9-_]{1,38}/[a-z]([-a-z0-9]{0,36}[a-z0-9])?$"
+WORKER_NAME_PATTERN = r"^[a-zA-Z0-9-_]{1,38}$"
+
+
+class ConfigError(BadDocument):
+    """The config is not what it should be: every problem, each with its path, none with a secret."""
+
+
+def _as_path(value: object) -> object:
+    return Path(value) if isinstance(value, str) and value else value
+
+
+WorkerName = Annotated[str, Field(pattern=WORKER_NAME_PATTERN)]
+FilePath = Annotated[Path, BeforeValidator(_as_path)]
+
+
+class ShutdownConfig(Document):
+    """What the first SIGTERM or SIGINT does to running tasks, and how long their end may take."""
+
+    on_term: Literal["abort", "finish"] = "abort"
+    grace: Duration = timedelta(seconds=30)
+
+
+class WorkerConfig(Document):
+    """Which worker this is and how it works. The file's relative paths are relative to the file."""
+
+    task_queue_id: Annotated[str, Field(pattern=TASK_QUEUE_PATTERN)] = DEFAULT_TASK_QUEUE
+    worker_group: WorkerName = "local"
+    worker_id: WorkerName = Field(default_factory=lambda: default_worker_id(socket.gethostname()))
+    capacity: Annotated[int, Field(ge=1)] = 1
+    work_dir: FilePath = Path()
+    cancel_poll_interval: Duration = timedelta(seconds=10)
+    kill_grace: Duration = timedelta(seconds=5)
+    minimum_disk_space: Size = 10 * 2**30
+    shutdown: ShutdownConfig = ShutdownConfig()
+    number_of_tasks: Annotated[int, Field(ge=0)] = 0
+    idle_timeout: Duration = timedelta()
+
+    @field_validator("cancel_poll_interval")
+    @classmethod
+    def _not_zero(cls, value: timedelta) -> timedelta:
+        if not value:
+            raise ValueError("expected more than 0 seconds")
+        return value
+
+
+class CredentialsConfig(Document):
+    """A client of the deployment; `certificate` is the JSON text that temporary credentials come with."""
+
+    client_id: Annotated[str, Field(min_length=1)]
+    access_token: Annotated[str, Field(min_length=1, repr=False)]
+    certificate: Annotated[str | None, Field(repr=False)] = None
+
+
+class PluginsConfig(Document):
+    """All plugins are on, except those in `disabled`. Each has its section, by its name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    disabled: list[str] = []
+
+
+class ConfigFile(Document):
+    """A config file as it is written. The sections of engines and plugins are for these to validate."""
+
+    root_url: str | None = None
+    credentials: CredentialsConfig | None = None
+    worker: WorkerConfig = WorkerConfig()
+    engine: str = "native"
+    engines: dict[str, Any] = {}
+    plugins: PluginsConfig = PluginsConfig()
+    webhooks: WebhooksConfig = WebhooksConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that a worker needs to know. `plugin_configs` has the plugins that are on; `path` is the file."""
+
+    root_url: str | None
+    credentials: Credentials | None
+    worker: WorkerConfig
+    engine: str
+    engine_config: Document
+    plugin_configs: Mapping[str, Document]
+    webhooks: WebhooksConfig
+    path: Path | None = field(default=None)
+
+
+def default_worker_id(hostname: str) -> str:
+    """The machine's name, as far as a worker id may have it."""
+    return re.sub(r"[^a-zA-Z0-9-_]", "-", hostname.partition(".")[0])[:38] or "worker"
+
+
+def find_config(option: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The config file: `--config`, else $TC_WORKER_CONFIG, else ./tc-worker.yml if there is one, else none."""
+    if option is not None:
+        return option
+    if named := environ.get(CONFIG_VARIABLE):
+        return Path(named)
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """The config in the file at `path`, completed from the environment. Raises ConfigError. Blocks."""
+    if path is None:
+        return parse_config({}, environ)
+    try:
+        document = read_document(path)
+    except BadDocument as error:
+        raise ConfigError(error.source, error.problems) from None
+    return parse_config(document, environ, path)
+
+
+def parse_config(document: JsonObject, environ: Mapping[str, str], path: Path | None = None) -> Config:
+    """The config that `document` describes. Raises ConfigError with every problem. Blocks while `{$file}`s are read."""
+    base = path.absolute().parent if path else Path.cwd()
+    references = References(environ, base)
+    reading = Reading(references.resolve(document), references)
+    file = reading.validate(ConfigFile, reading.document, ())
+    engine = _engine(reading)
+    plugin_configs = _plugins(reading)
+    root_url = _root_url(reading, file, environ)
+    credentials = _credentials(reading, file, environ)
+    problems = reading.told()
+    if problems or file is None or engine is None:
+        raise ConfigError(str(path) if path else "config", problems)
+    return Config(
+        root_url=root_url,
+        credentials=credentials,
+        worker=file.worker.model_copy(update={"work_dir": _work_dir(file.worker, base, environ)}),
+        engine=file.engine,
+        engine_config=engine,
+        plugin_configs={name: made for name, made in plugin_configs.items() if name not in file.plugins.disabled},
+        webhooks=file.webhooks,
+        path=path,
+    )
+
+
+def _work_dir(worker: WorkerConfig, base: Path, environ: Mapping[str, str]) -> Path:
+    if "work_dir" in worker.model_fields_set:
+        return base / worker.work_dir.expanduser()
+    # Two workers of one user on one machine must not share it, and differ in their ids at least.
+    state = environ.get("XDG_STATE_HOME")
+    home = Path(state) if state else Path("~/.local/state").expanduser()
+    return home.absolute() / "tc-worker" / worker.worker_id
+
+
+def _engine(reading: Reading) -> Document | None:
+    """The config of the engine that is chosen; the sections of the others are looked at too."""
+    known, load = engines.registry.names(), engines.registry.load
+    for name in reading.section("engines"):
+        if reading.known(f"engines.{name}", name, known):
+            reading.part("engines", name, load)
+    chosen = reading.document.get("engine", ConfigFile.model_fields["engine"].default)
+    return reading.part("engines", chosen, load) if reading.known("engine", chosen, known) else None
+
+
+def _plugins(reading: Reading) -> Mapping[str, Document]:
+    """The configs of all plugins, those that are off too."""
+    known = plugins.registry.names()
+    section = reading.section("plugins")
+    for name in section:
+        if name != "disabled":
+            reading.known(f"plugins.{name}", name, known)
+    disabled = section.get("disabled")
+    for index, name in enumerate(disabled if isinstance(disabled, list) else ()):
+        reading.known(f"plugins.disabled[{index}]", name, known)
+    made = {name: reading.part("plugins", name, plugins.registry.load) for name in known}
+    return {name: config for name, config in made.items() if config is not None}
+
+
+def _root_url(reading: Reading, file: ConfigFile | None, environ: Mapping[str, str]) -> str | None:
+    """The file's, else the environment's."""
+    written = file.root_url if file else None
+    url = written or environ.get("TASKCLUSTER_ROOT_URL") or None
+    if url is not None and not _is_root_url(url):
+        path = "rootUrl" if written else "TASKCLUSTER_ROOT_URL"
+        reading.tell(path, "expected the http or https URL of a deployment, without path")
+    return url.rstrip("/") if url else None
+
+
+def _credentials(reading: Reading, file: ConfigFile | None, environ: Mapping[str, str]) -> Credentials | None:
+    """The file's, else the environment's."""
+    if file is not None and (written := file.credentials):
+        _check_certificate(reading, "credentials.certificate", written.certificate)
+        return Credentials(written.client_id, written.access_token, written.certificate or None)
+    names = ("TASKCLUSTER_CLIENT_ID", "TASKCLUSTER_ACCESS_TOKEN")
+    client_id, access_token = (environ.get(name, "") for name in names)
+    if not client_id and not access_token:
+        return None
+    for name, other in (names, names[::-1]):
+        if not environ.get(name):
+            reading.tell(name, f"is not set in the environment, and {other} is")
+    certificate = environ.get("TASKCLUSTER_CERTIFICATE") or None
+    _check_certificate(reading, "TASKCLUSTER_CERTIFICATE", certificate)
+    return Credentials(client_id, access_token, certificate)
+
+
+def _check_certificate(reading: Reading, path: str, certificate: str | None) -> None:
+    try:
+        valid = not certificate or isinstance(json.loads(certificate), dict)
+    except ValueError:
+        valid = False
+    if not valid:
+        reading.tell(path, "expected the JSON text of a certificate")
+
+
+def _is_root_url(text: str) -> bool:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return url.scheme in {"http", "https"} and bool(url.host) and url.path in {"", "/"} and not url.query

@@ -1,0 +1,78 @@
+"""What every service answers, and the methods of the auth service that ask who one is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from worker.embedded.auth import Client, authenticate
+from worker.embedded.call import Call
+from worker.embedded.errors import AuthenticationFailed
+from worker.embedded.hawk import Target
+from worker.embedded.routing import SERVICES, Endpoint, Reply
+from worker.embedded.scopes import AllOf
+from worker.embedded.tasks import Json
+from worker.embedded.times import to_wire
+from worker.ports import Ports
+from worker.queue.wire import Request
+
+NOTHING = AllOf()
+
+
+class AuthenticateHawkRequest(Request):
+    """A signed request of somebody's, as another service saw it (`authenticate-hawk-request`)."""
+
+    method: str
+    resource: str
+    host: str
+    port: Annotated[int, Field(ge=0, le=65535)]
+    authorization: str | None = None
+    source_ip: str | None = None
+
+
+@dataclass(frozen=True)
+class CommonMethods:
+    """The methods; `clients` are those that the queue knows."""
+
+    ports: Ports
+    clients: Callable[[], Mapping[str, Client]]
+
+    def endpoints(self) -> list[Endpoint]:
+        """Each method with its scopes."""
+        health = [
+            Endpoint(service, name, NOTHING, self.ping)
+            for service in SERVICES
+            for name in ("ping", "lbheartbeat", "heartbeat", "version")
+            if name in SERVICES[service].funcinfo
+        ]
+        return [
+            *health,
+            Endpoint("auth", "currentScopes", "auth:current-scopes", self.current_scopes),
+            Endpoint("auth", "authenticateHawk", NOTHING, self.authenticate_hawk, hide_payload=True),
+        ]
+
+    async def ping(self, call: Call) -> Reply:  # noqa: ARG002  # the form of every handler
+        """The service is there."""
+        return Reply({"alive": True, "uptime": 0})
+
+    async def current_scopes(self, call: Call) -> Reply:
+        """The caller's scopes."""
+        return Reply({"scopes": list(call.identity.scopes)})
+
+    async def authenticate_hawk(self, call: Call) -> Reply:
+        """Who signed the request, and what they may do."""
+        seen = call.read(AuthenticateHawkRequest)
+        target = Target(seen.method.upper(), seen.resource, seen.host, seen.port)
+        try:
+            identity = authenticate(self.clients(), target, seen.authorization, call.moment)
+        except AuthenticationFailed as error:
+            return Reply({"status": "auth-failed", "message": error.message})
+        scopes, expires = list(identity.scopes), to_wire(identity.expires)
+        answer: Json = {"scopes": scopes, "expires": expires}
+        if not identity.client_id:
+            return Reply({"status": "no-auth", "scheme": "none", **answer})
+        answer = {"status": "auth-success", "scheme": "hawk", "clientId": identity.client_id, **answer}
+        return Reply({**answer, "hash": identity.payload_hash} if identity.payload_hash else answer)

@@ -1,0 +1,113 @@
+"""Enters a run's plugins in order, calls their hooks, leaves them in reverse, and keeps every error."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from plugins.base import Plugin, TaskHooks
+from worker.model import Verdict
+from worker.run import Run
+
+Classify = Callable[[BaseException], Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One plugin of the worker, by its name."""
+
+    name: str
+    plugin: Plugin[Any, Any]
+
+
+def in_order(members: Sequence[Member]) -> list[Member]:
+    """`members` so that each comes after those that its `after` names, else by name.
+
+    Raises ValueError where they wait for one another. A name that is not among them is no matter: it is disabled.
+    """
+    left = sorted(members, key=lambda member: member.name)
+    present = {member.name for member in left}
+    ordered: list[Member] = []
+    done: set[str] = set()
+    while left:
+        ready = next((member for member in left if member.plugin.after & present <= done), None)
+        if ready is None:
+            raise ValueError(f"plugins wait for one another: {', '.join(member.name for member in left)}")
+        left.remove(ready)
+        ordered.append(ready)
+        done.add(ready.name)
+    return ordered
+
+
+@dataclass
+class PluginHost:
+    """The plugins of one run that were entered. `verdicts` has what went wrong in any of them."""
+
+    classify: Classify
+    verdicts: list[Verdict] = field(default_factory=list)
+    _entered: dict[str, tuple[Member, TaskHooks]] = field(default_factory=dict)
+
+    def fail(self, error: BaseException) -> None:
+        """Keep an error as a verdict."""
+        self.verdicts.append(self.classify(error))
+
+    async def each(self, call: Callable[[TaskHooks], Awaitable[None]]) -> None:
+        """Call one hook on all plugins at once, each after those it is to come after. Raises what the hooks raise."""
+        done = {name: trio.Event() for name in self._entered}
+
+        async def one(member: Member, hooks: TaskHooks) -> None:
+            for name in member.plugin.after & done.keys():
+                await done[name].wait()
+            try:
+                await call(hooks)
+            finally:
+                done[member.name].set()
+
+        async with trio.open_nursery() as nursery:
+            for member, hooks in self._entered.values():
+                nursery.start_soon(one, member, hooks, name=member.name)
+
+    async def every(self, call: Callable[[TaskHooks], Awaitable[Verdict | None]]) -> None:
+        """As `each`, and keep every verdict and error: no plugin's failure keeps another one from its hook."""
+
+        async def kept(hooks: TaskHooks) -> None:
+            try:
+                verdict = await call(hooks)
+            except Exception as error:  # noqa: BLE001 - whatever a plugin does wrong is a verdict
+                self.fail(error)
+            else:
+                if verdict is not None:
+                    self.verdicts.append(verdict)
+
+        await self.each(kept)
+
+
+@asynccontextmanager
+async def enter_plugins(
+    members: Sequence[Member], runs: Mapping[str, Run[Any]], classify: Classify
+) -> AsyncGenerator[PluginHost, None]:
+    """Enter each member that has a run in `runs`, in order. One that fails to is left out and is a verdict."""
+    host = PluginHost(classify)
+
+    @asynccontextmanager
+    async def guarded(member: Member) -> AsyncGenerator[None, None]:
+        entered = False
+        try:
+            async with member.plugin.task_scope(runs[member.name]) as hooks:
+                host._entered[member.name] = (member, hooks)
+                entered = True
+                yield
+        except Exception as error:  # noqa: BLE001 - an error while entering or leaving
+            host.fail(error)
+        if not entered:
+            yield  # A generator's context manager must get here once, whether or not there is a plugin in it.
+
+    async with AsyncExitStack() as stack:
+        for member in members:
+            if member.name in runs:
+                await stack.enter_async_context(guarded(member))
+        yield host

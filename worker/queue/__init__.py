@@ -1,0 +1,1 @@
+"""The Taskcluster API for Trio: client, retry, signing and typed models."""

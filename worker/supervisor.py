@@ -1,0 +1,213 @@
+"""The root of a worker: claims tasks up to the free capacity, runs each in a child of one nursery, and drains.
+
+    services        HTTP clients, webhook server, engine and plugins
+    └─ tasks        one child per claimed run; its deadline is the last resort of a drain and reports nothing
+       └─ claiming  asks, waits for places, backs off, until there is a reason to stop
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from plugins.base import Plugin
+from worker.claims import Claim, ClaimState, Finish, StopReason, Wait
+from worker.config import Config, WorkerConfig
+from worker.http import open_http
+from worker.model import Cause, CauseKind, RunKey
+from worker.ports import Ports
+from worker.quantities import format_size
+from worker.queue.credentials import Credentials
+from worker.queue.deployment import Deployment
+from worker.queue.errors import QueueError
+from worker.queue.models import TaskClaim
+from worker.queue.services import Queue
+from worker.services import Identity, Services
+from worker.taskrun import TaskRun
+from worker.webhooks import open_webhooks
+from worker.workshop import Workshop, open_workshop
+
+log = logging.getLogger("worker")
+
+# Limits in seconds. The queue's long poll is 20 s (facts page, 1); one that takes longer brings nothing any more.
+CLAIM_LIMIT = 25.0
+GIVE_BACK_LIMIT = 10.0
+ABORT_LIMIT = 5.0  # after the second signal, for reports
+DISK_PAUSE = 30.0  # until the disk is looked at again
+
+
+class Supervisor:
+    """Runs until there is a reason to stop; `stop` and `abort` may be called at any time, from the same thread."""
+
+    def __init__(self, config: WorkerConfig, workshop: Workshop, queue: Queue) -> None:
+        self._config = config
+        self._workshop = workshop
+        self._queue = queue
+        self._ports = workshop.services.ports
+        self._runs: dict[RunKey, TaskRun] = {}
+        self._state = ClaimState(
+            capacity=config.capacity,
+            number_of_tasks=config.number_of_tasks,
+            idle_timeout=config.idle_timeout.total_seconds(),
+            idle_since=trio.current_time(),
+        )
+        self._changed = trio.Event()  # replaced whenever it is set
+        self._asking = trio.CancelScope()
+        self._tasks = trio.CancelScope()
+        self._disk_is_low = False
+
+    async def run(self) -> StopReason:
+        """Claim and run tasks until told to stop, or until the config or a fault says so; why it stopped.
+
+        When it returns nothing runs. Cancelled, it kills what runs and reports nothing.
+        """
+        with self._tasks:
+            async with trio.open_nursery() as tasks:
+                reason = await self._claim_until_finished(tasks)
+                log.info("no more claims: %s; %d running", reason.value, len(self._runs))
+        if self._tasks.cancelled_caught:
+            log.error("gave up waiting for tasks to end; the queue will see their claims expire")
+        return self._state.stop or StopReason.STOPPED
+
+    def stop(self) -> None:
+        """Claim no more; running tasks end as `shutdown.onTerm` says."""
+        self._finish(StopReason.STOPPED)
+        if self._config.shutdown.on_term == "abort":
+            self._end_runs(self._config.shutdown.grace.total_seconds())
+
+    def abort(self) -> None:
+        """End everything at once: a pending claim is cut off, and reports get a few seconds."""
+        self._finish(StopReason.STOPPED)
+        self._asking.cancel()
+        self._end_runs(ABORT_LIMIT)
+
+    def _finish(self, reason: StopReason) -> None:
+        self._state.stopping(reason)
+        if self._asking.deadline > trio.current_time() + CLAIM_LIMIT:
+            self._asking.deadline = trio.current_time() + CLAIM_LIMIT
+        self._wake()
+
+    def _end_runs(self, limit: float) -> None:
+        for run in self._runs.values():
+            run.stop(Cause(CauseKind.SHUTDOWN, "the worker was told to stop"))
+        deadline = trio.current_time() + limit + self._config.kill_grace.total_seconds()
+        self._tasks.deadline = min(self._tasks.deadline, deadline)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _claim_until_finished(self, tasks: trio.Nursery) -> StopReason:
+        """Starts a child of `tasks` for each claimed run; returns when no more are to be claimed."""
+        while True:
+            match self._state.decide(trio.current_time()):
+                case Finish(reason):
+                    self._state.stopping(reason)
+                    return reason
+                case Wait(until):
+                    with trio.move_on_at(until):
+                        await self._changed.wait()
+                case Claim(number):
+                    if await self._disk_suffices():
+                        await self._claim(number, tasks)
+
+    async def _claim(self, number: int, tasks: trio.Nursery) -> None:
+        identity = self._workshop.services.identity
+        self._asking = trio.CancelScope()
+        with self._asking:
+            try:
+                answer = await self._queue.claim_work(
+                    identity.task_queue_id, identity.worker_group, identity.worker_id, number
+                )
+            except QueueError as error:
+                log.debug("%s", error)  # The client has told it, once.
+                self._state.failed(trio.current_time(), self._ports.random.random())
+                return
+            if self._state.stop is not None:
+                for claim in answer.tasks:
+                    tasks.start_soon(self._give_back, claim)
+                return
+            self._state.answered(len(answer.tasks))
+            for claim in answer.tasks:
+                run = TaskRun(self._workshop, claim)
+                self._runs[run.key] = run
+                tasks.start_soon(self._run, run, name=str(run.key))
+
+    async def _run(self, run: TaskRun) -> None:
+        log.info("%s: claimed", run.key)
+        try:
+            await run.run()
+        finally:
+            del self._runs[run.key]
+            self._state.ended(trio.current_time())
+            self._wake()
+        if run.fatal:
+            self._finish(StopReason.FAULT)
+
+    async def _give_back(self, claim: TaskClaim) -> None:
+        """Hand a run that came too late to another worker."""
+        key = RunKey(claim.status.task_id, claim.run_id)
+        credentials = Credentials.from_wire(claim.credentials)
+        with trio.move_on_after(GIVE_BACK_LIMIT, shield=True):
+            try:
+                await Queue(self._workshop.deployment, lambda: credentials).report_exception(key, "worker-shutdown")
+                log.info("%s: given back, since this worker stops", key)
+            except QueueError as error:
+                log.warning("%s: could not be given back: %s", key, error)
+
+    async def _disk_suffices(self) -> bool:
+        free = (await self._ports.run_sync(shutil.disk_usage, self._workshop.services.work_dir)).free
+        low = free < self._config.minimum_disk_space
+        if low:
+            self._state.postponed(trio.current_time() + DISK_PAUSE)
+        if low and not self._disk_is_low:
+            log.warning(
+                "claims nothing: %s are free in workDir, and minimumDiskSpace is %s",
+                format_size(free),
+                format_size(self._config.minimum_disk_space),
+            )
+        self._disk_is_low = low
+        return not low
+
+
+async def run_worker(
+    config: Config,
+    ports: Ports,
+    *,
+    root_url: str,
+    credentials: Credentials,
+    extra_plugins: Mapping[str, type[Plugin[Any, Any]]] | None = None,
+    task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
+) -> StopReason:
+    """A whole worker, from its services to the last report; why it stopped.
+
+    Started with `nursery.start`, it gives the `Supervisor`, by which it can be stopped. Raises OSError, ValueError or
+    FatalWorkerFault where it cannot begin.
+    """
+    own = config.worker
+    await ports.run_sync(lambda: own.work_dir.mkdir(parents=True, exist_ok=True, mode=0o700))
+    identity = Identity(root_url, own.task_queue_id, own.worker_group, own.worker_id)
+    async with open_http(ports) as http, open_webhooks(ports, config.webhooks) as webhooks:
+        services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)
+        deployment = Deployment(root_url, http, ports)
+        async with open_workshop(config, services, deployment, extra_plugins or {}) as workshop:
+            supervisor = Supervisor(own, workshop, Queue(deployment, lambda: credentials))
+            log.info("claims from %s at %s, %d at once", own.task_queue_id, root_url, own.capacity)
+            task_status.started(supervisor)
+            return await supervisor.run()
+
+
+async def stop_on_signals(supervisor: Supervisor) -> None:
+    """The first SIGTERM or SIGINT stops the worker, the second aborts it. Runs until cancelled."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        await anext(aiter(signals))
+        log.info("told to stop: no more claims; running tasks end as shutdown.onTerm says; again to end at once")
+        supervisor.stop()
+        async for _ in signals:
+            log.warning("told to stop again: ending at once")
+            supervisor.abort()

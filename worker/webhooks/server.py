@@ -1,0 +1,130 @@
+"""One web server for all runs: each handler has a path of its own that nobody can guess."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
+
+import trio
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from worker.errors import FatalWorkerFault
+from worker.ports import Ports
+from worker.serving import listen, port_of, serve
+from worker.webhooks.config import WebhooksConfig
+
+ASGIHandler = ASGIApp
+
+SECRET_OCTETS = 32
+
+
+class _Attachment:
+    """A handler under its secret, and the requests of it that are open."""
+
+    def __init__(self, secret: str, handler: ASGIHandler) -> None:
+        self.secret = secret.encode()
+        self.handler = handler
+        self._open: set[trio.CancelScope] = set()
+        self._idle = trio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def request(self) -> Generator[None, None, None]:
+        """Around the handler's work for one request; `end` cancels it."""
+        scope = trio.CancelScope()
+        if not self._open:
+            self._idle = trio.Event()
+        self._open.add(scope)
+        try:
+            with scope:
+                yield
+        finally:
+            self._open.remove(scope)
+            if not self._open:
+                self._idle.set()
+
+    async def end(self) -> None:
+        """Cancel the open requests and wait until their handlers have returned."""
+        for scope in self._open:
+            scope.cancel()
+        # No limit of our own: a handler's cleanup is the handler's to limit, and sending is not shielded here.
+        with trio.CancelScope(shield=True):
+            await self._idle.wait()
+
+
+class Webhooks:
+    """Where plugins attach handlers. `GET /healthz` answers 200; whatever has no handler is 404."""
+
+    def __init__(self, ports: Ports, base_url: str) -> None:
+        self._ports = ports
+        self._base_url = base_url
+        self._attachments: list[_Attachment] = []
+
+    def attach(self, handler: ASGIHandler) -> AbstractAsyncContextManager[str]:
+        """Serve `handler` (ASGI, http and websocket) for as long as the block lasts; yields its URL, ending in `/`.
+
+        The URL's path holds a secret of 256 bits, so it belongs into no log. The handler's scope has the path below
+        the URL, beginning with `/`, and not the secret. When the block ends the path is gone and open requests are
+        cancelled and awaited, also under cancellation.
+        """
+        return self._attach(handler)
+
+    @asynccontextmanager
+    async def _attach(self, handler: ASGIHandler) -> AsyncGenerator[str, None]:
+        secret = self._ports.token(SECRET_OCTETS)
+        attachment = _Attachment(secret, handler)
+        self._attachments.append(attachment)
+        try:
+            yield f"{self._base_url}/{secret}/"
+        finally:
+            self._attachments.remove(attachment)
+            await attachment.end()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application: passes a request on to the handler that its path names."""
+        raw_path: bytes = scope["raw_path"]
+        if raw_path == b"/healthz":
+            await _respond(scope, send, 200, b"ok\n")
+            return
+        secret, _, below = raw_path.removeprefix(b"/").partition(b"/")
+        attachment = self._find(secret)
+        if attachment is None:
+            await _respond(scope, send, 404, b"not found\n")
+            return
+        # What the handler need not know it cannot leak. A decoded path begins as the raw one: a secret has no escapes.
+        inner = {**scope, "raw_path": b"/" + below, "path": scope["path"][len(secret) + 1 :] or "/"}
+        with attachment.request():
+            await attachment.handler(inner, receive, send)
+
+    def _find(self, secret: bytes) -> _Attachment | None:
+        # All are compared, each in constant time, so that timing tells nothing about any of them.
+        found = [each for each in self._attachments if hmac.compare_digest(each.secret, secret)]
+        return found[0] if found else None
+
+
+async def _respond(scope: Scope, send: Send, status: int, body: bytes) -> None:
+    # A websocket that is refused gets a plain answer too (ASGI, extension `websocket.http.response`).
+    prefix = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    await send({"type": f"{prefix}.start", "status": status, "headers": headers})
+    await send({"type": f"{prefix}.body", "body": body})
+
+
+@asynccontextmanager
+async def open_webhooks(ports: Ports, config: WebhooksConfig) -> AsyncGenerator[Webhooks, None]:
+    """The server, for as long as the block lasts; then its connections are closed at once.
+
+    Raises `FatalWorkerFault` where it cannot listen. A failure of the server cancels the block; errors come out of it in
+    an exception group, as from a nursery.
+    """
+    try:
+        listeners = await listen(config.host, config.port)
+    except OSError as error:
+        raise FatalWorkerFault(f"webhooks: cannot listen on {config.host} port {config.port}: {error}") from error
+    webhooks = Webhooks(ports, config.base_url(port_of(listeners)))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve, webhooks, listeners))
+        yield webhooks
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,71 @@
+"""What all runs of a worker share: its engine and plugins, made from the config, and the payload schema out of both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import engines.registry
+import plugins.registry
+from engines.base import Engine
+from plugins.base import Plugin
+from worker.config import Config
+from worker.payload import Owner, PayloadSchema
+from worker.pluginhost import Member, in_order
+from worker.queue.deployment import Deployment
+from worker.services import Services
+
+ENGINE = "engine"  # the owner of the engine's slice of the payload
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What a run is made with. `plugins` are in the order in which they are entered."""
+
+    services: Services
+    deployment: Deployment
+    engine: Engine[Any, Any]
+    plugins: Sequence[Member]
+    schema: PayloadSchema
+
+
+def payload_schema(
+    engine: type[Engine[Any, Any]], plugin_classes: Mapping[str, type[Plugin[Any, Any]]]
+) -> PayloadSchema:
+    """The payload that an engine and plugins accept together. Raises ValueError where they claim the same property."""
+    owners = [Owner(ENGINE, engine.payloads)]
+    owners += [Owner(name, plugin.payloads) for name, plugin in plugin_classes.items()]
+    return PayloadSchema(tuple(engine.payloads), owners)
+
+
+def configured_payload(config: Config) -> PayloadSchema:
+    """The payload schema of the engine and the plugins that `config` names."""
+    return payload_schema(
+        engines.registry.load(config.engine), {name: plugins.registry.load(name) for name in config.plugin_configs}
+    )
+
+
+@asynccontextmanager
+async def open_workshop(
+    config: Config, services: Services, deployment: Deployment, extra: Mapping[str, type[Plugin[Any, Any]]]
+) -> AsyncGenerator[Workshop, None]:
+    """Make engine and plugins and enter their worker scopes, for as long as the block lasts.
+
+    `extra` plugins are added under their names, with the defaults of their config. Raises ValueError where engine and
+    plugins do not fit together, and FatalWorkerFault where the machine lacks what one of them needs.
+    """
+    engine = engines.registry.load(config.engine)(config.engine_config, services)
+    members = [
+        Member(name, plugins.registry.load(name)(own_config, services))
+        for name, own_config in config.plugin_configs.items()
+    ]
+    members += [Member(name, plugin(plugin.Config(), services)) for name, plugin in extra.items()]
+    ordered = in_order(members)
+    schema = payload_schema(type(engine), {member.name: type(member.plugin) for member in ordered})
+    async with AsyncExitStack() as scopes:
+        await scopes.enter_async_context(engine.worker_scope())
+        for member in ordered:
+            await scopes.enter_async_context(member.plugin.worker_scope())
+        yield Workshop(services, deployment, engine, ordered, schema)
