@@ -96,7 +96,7 @@ class ConfigFile(Document):
 
     root_url: str | None = None
     credentials: CredentialsConfig | None = None
-    worker: WorkerConfig = WorkerConfig()
+    worker: WorkerConfig = Field(default_factory=WorkerConfig)  # not made at import: it has this machine's name
     engine: str = "native"
     engines: dict[str, Any] = {}
     plugins: PluginsConfig = PluginsConfig()
@@ -161,7 +161,7 @@ def parse_config(document: JsonObject, environ: Mapping[str, str], path: Path | 
         worker=file.worker.model_copy(update={"work_dir": _work_dir(file.worker, base, environ)}),
         engine=file.engine,
         engine_config=engine,
-        plugin_configs={name: made for name, made in plugin_configs.items() if name not in file.plugins.disabled},
+        plugin_configs=plugin_configs,
         webhooks=file.webhooks,
         path=path,
     )
@@ -187,17 +187,19 @@ def _engine(reading: Reading) -> Document | None:
 
 
 def _plugins(reading: Reading) -> Mapping[str, Document]:
-    """The configs of all plugins, those that are off too."""
+    """The configs of the plugins that are on. The others are loaded only to look at their sections."""
     known = plugins.registry.names()
     section = reading.section("plugins")
     for name in section:
         if name != "disabled":
             reading.known(f"plugins.{name}", name, known)
-    disabled = section.get("disabled")
-    for index, name in enumerate(disabled if isinstance(disabled, list) else ()):
+    written = section.get("disabled")
+    disabled = written if isinstance(written, list) else []
+    for index, name in enumerate(disabled):
         reading.known(f"plugins.disabled[{index}]", name, known)
-    made = {name: reading.part("plugins", name, plugins.registry.load) for name in known}
-    return {name: config for name, config in made.items() if config is not None}
+    wanted = [name for name in known if name not in disabled or name in section]
+    made = {name: reading.part("plugins", name, plugins.registry.load) for name in wanted}
+    return {name: config for name, config in made.items() if config is not None and name not in disabled}
 
 
 def _root_url(reading: Reading, file: ConfigFile | None, environ: Mapping[str, str]) -> str | None:
@@ -241,4 +243,5 @@ def _is_root_url(text: str) -> bool:
         url = httpx.URL(text)
     except httpx.InvalidURL:
         return False
-    return url.scheme in {"http", "https"} and bool(url.host) and url.path in {"", "/"} and not url.query
+    bare = url.path in {"", "/"} and not (url.query or url.fragment or url.userinfo)
+    return url.scheme in {"http", "https"} and bool(url.host) and bare

@@ -79,7 +79,7 @@ class Reading:
         """What the section `kind` says to the engine or plugin `name`, which there is; None where it has problems."""
         try:
             model = load(name).Config
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # an entry point may name what its package lacks
             self.tell(f"{kind}.{name}", f"cannot be loaded: {error}")
             return None
         value = self.section(kind).get(name)

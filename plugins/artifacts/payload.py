@@ -49,9 +49,13 @@ Kind = Literal["file", "directory"]
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One artifact as the task declares it; `at` is its path in the payload, `artifacts[0]`."""
+    """One artifact as the task declares it.
+
+    `at` is where in the payload it is, `artifacts[0]`, and `name_at` where its name is.
+    """
 
     at: str
+    name_at: str
     kind: Kind
     path: str
     name: str
@@ -106,6 +110,7 @@ class GenericWorkerPayload(ArtifactsPayload):
         for index, item in enumerate(self.artifacts):
             yield Declared(
                 at=f"artifacts[{index}]",
+                name_at=f"artifacts[{index}].{'name' if item.name else 'path'}",
                 kind=item.type,
                 path=item.path,
                 name=item.name or item.path,
@@ -127,6 +132,7 @@ class DockerWorkerPayload(ArtifactsPayload):
         for name, item in self.artifacts.items() if self.features.artifacts else ():
             yield Declared(
                 at=f"artifacts.{name}",
+                name_at=f"artifacts.{name}",
                 kind=item.type,
                 path=item.path,
                 name=name,
@@ -157,7 +163,7 @@ def name_problem(name: str) -> str | None:
 
 def _problems(item: Declared, earliest: datetime, latest: datetime) -> Iterator[Problem]:
     if problem := name_problem(item.name):
-        yield Problem(f"{item.at}.name", problem)
+        yield Problem(item.name_at, problem)
     if item.expires < earliest:
         yield Problem(f"{item.at}.expires", f"must not be before the task's deadline, {format_time(earliest)}")
     if item.expires > latest:
@@ -168,5 +174,5 @@ def _doubles(found: Sequence[Declared]) -> Iterator[Problem]:
     first: dict[str, str] = {}
     for item in found:
         if item.name in first:
-            yield Problem(f"{item.at}.name", f"{item.name} is the name of {first[item.name]} already")
+            yield Problem(item.name_at, f"{item.name} is the name of {first[item.name]} already")
         first.setdefault(item.name, item.at)

@@ -46,7 +46,14 @@ def claim(**more: Any) -> dict[str, Any]:
     shared = {"provisionerId": "p", "workerType": "w", "taskQueueId": "p/w", "schedulerId": "-", "taskGroupId": task_id}
     times = {"deadline": moment, "expires": moment}
     status = {**shared, **times, "taskId": task_id, "projectId": "none", "retriesLeft": 5, "state": "running"}
-    task = {**shared, **times, "created": moment, "dependencies": [], "requires": "all-completed", "routes": []}
+    task: dict[str, Any] = {
+        **shared,
+        **times,
+        "created": moment,
+        "dependencies": [],
+        "requires": "all-completed",
+        "routes": [],
+    }
     task |= {"priority": "low", "retries": 5, "scopes": [], "tags": {}, "extra": {}, "payload": {"a": None}}
     task |= {"metadata": {"name": "n", "description": "d", "owner": "o", "source": "https://example.com"}}
     return {

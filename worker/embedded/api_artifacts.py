@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ from worker.embedded.artifact_table import Artifact
 from worker.embedded.auth import Client, issue
 from worker.embedded.blobs import Blobs
 from worker.embedded.call import Call
-from worker.embedded.errors import InputError, RequestConflict, ResourceNotFound
+from worker.embedded.errors import InputError, InputValidationError, RequestConflict, ResourceNotFound
 from worker.embedded.routing import Endpoint, Handler, Reply
 from worker.embedded.scopes import AllOf, Each, Expression
 from worker.embedded.store import Store, Transaction
@@ -22,6 +23,8 @@ from worker.queue.models import FinishArtifactRequest, PostArtifactRequest
 LATE_UPLOADS = timedelta(minutes=25)
 """For how long a run that ended in exception still takes artifacts."""
 DETAILS = {"reference": ("url",), "link": ("artifact",), "error": ("reason", "message")}
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7e]+")
+CONTENT_TYPE = re.compile(r"[\x20-\x7e]*")
 GET_ARTIFACT = AllOf((Each("queue:get-artifact:<name>", "name", "names"),))
 
 
@@ -56,6 +59,7 @@ class ArtifactMethods:
         """Create an artifact, or say again what it is; an upload is answered with where to send it."""
         call.read(PostArtifactRequest)
         wanted: Json = call.document
+        _refuse_bad_headers(wanted)
 
         def work(tx: Transaction) -> tuple[Artifact, Task]:
             task = task_table.get(tx, call.task_id)
@@ -207,6 +211,13 @@ class ArtifactMethods:
 def object_name(task_id: str, run_id: int, name: str) -> str:
     """What the object service calls the content of an artifact."""
     return f"t/{task_id}/{run_id}/{name}"
+
+
+def _refuse_bad_headers(wanted: Json) -> None:
+    """Both go into headers of answers, where nothing but printable ASCII may stand."""
+    for name, pattern in (("url", URL), ("contentType", CONTENT_TYPE)):
+        if name in wanted and not pattern.fullmatch(wanted[name]):
+            raise InputValidationError(f"Schema Validation Failed!\nErrors:\n  * {name}: must match {pattern.pattern}")
 
 
 def _run_id(tx: Transaction, call: Call) -> int:

@@ -54,7 +54,7 @@ class CommonMethods:
             Endpoint("auth", "authenticateHawk", NOTHING, self.authenticate_hawk, hide_payload=True),
         ]
 
-    async def ping(self, call: Call) -> Reply:  # noqa: ARG002  # the form of every handler
+    async def ping(self, call: Call) -> Reply:  # the form of every handler
         """The service is there."""
         return Reply({"alive": True, "uptime": 0})
 

@@ -144,7 +144,10 @@ def _get(tx: Transaction, name: str, *, finished: bool = True) -> sqlite3.Row:
 
 def _content_type(proposed: ProposedUploadMethods) -> str:
     method = proposed.data_inline or proposed.put_url
-    return "" if method is None else method.content_type
+    content_type = "" if method is None else method.content_type
+    if not (content_type.isascii() and content_type.isprintable()):
+        raise InputError("contentType must be printable ASCII: it goes into a header")
+    return content_type
 
 
 def _inline_data(proposed: ProposedUploadMethods) -> bytes | None:

@@ -135,7 +135,7 @@ class PoolMethods:
             raise ResourceNotFound(f"Task queue {task_queue_id} does not exist")
         return Reply(_queue(row, names))
 
-    async def list_provisioners(self, call: Call) -> Reply:  # noqa: ARG002  # the form of every handler
+    async def list_provisioners(self, call: Call) -> Reply:  # the form of every handler
         """The first halves of the names of task queues."""
         return Reply({"provisioners": await self._provisioners()})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from worker.embedded import task_table, tasks, worker_table
@@ -14,7 +14,7 @@ from worker.embedded.routing import Endpoint, Handler, Reply
 from worker.embedded.scopes import AllOf, AnyOf, Each, Expression
 from worker.embedded.store import Store, Transaction
 from worker.embedded.tasks import PRIORITIES, Json, Task
-from worker.embedded.times import from_wire, normal, to_wire
+from worker.embedded.times import from_wire, to_wire
 from worker.queue.models import ChangeTaskPriorityRequest, CreateTaskRequest, TasksRequest
 
 LONGEST_DEADLINE = timedelta(days=5)
@@ -123,7 +123,7 @@ class TaskMethods:
         request = call.read(CreateTaskRequest)
         _refuse_duplicates("dependencies", request.dependencies)
         _refuse_duplicates("routes", request.routes)
-        definition = _complete(call.task_id, call.document)
+        definition = _complete(call.task_id, call.document, call.moment)
         call.authorize(
             scopes=definition["scopes"],
             routes=definition["routes"],
@@ -176,7 +176,7 @@ class TaskMethods:
         return Reply({"status": tasks.status(await self.store.transact(work))})
 
 
-def _complete(task_id: str, document: Any) -> Json:
+def _complete(task_id: str, document: Any, moment: datetime) -> Json:
     """The definition with defaults filled in and times in one form, so that equal definitions are equal."""
     pool = document.get("taskQueueId")
     halves = (document.get("provisionerId"), document.get("workerType"))
@@ -187,7 +187,10 @@ def _complete(task_id: str, document: Any) -> Json:
     provisioner_id, worker_type = pool.split("/")
     if any(given not in (None, half) for given, half in zip(halves, (provisioner_id, worker_type), strict=True)):
         raise InputError("taskQueueId must match provisionerId/workerType")
-    deadline = from_wire(document["deadline"])
+    deadline = _time(document, "deadline")
+    if deadline > moment + LONGEST_DEADLINE + CLOCK_DRIFT:
+        raise InputError("Deadline cannot be more than 5 days into the future")
+    expires = _time(document, "expires") if "expires" in document else deadline + DEFAULT_EXPIRY
     return {
         "dependencies": [],
         "extra": {},
@@ -204,20 +207,24 @@ def _complete(task_id: str, document: Any) -> Json:
         "taskQueueId": pool,
         "provisionerId": provisioner_id,
         "workerType": worker_type,
-        "created": normal(document["created"]),
+        "created": to_wire(_time(document, "created")),
         "deadline": to_wire(deadline),
-        "expires": normal(document["expires"]) if "expires" in document else to_wire(deadline + DEFAULT_EXPIRY),
+        "expires": to_wire(expires),
     }
 
 
+def _time(document: Any, name: str) -> datetime:
+    try:
+        return from_wire(document[name])
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
 def _check_times(definition: Json, call: Call) -> None:
-    deadline = from_wire(definition["deadline"])
     if definition["created"] > definition["deadline"]:
         raise InputError("Deadline cannot be before created")
     if definition["deadline"] <= call.now:
         raise InputError("Deadline cannot be in the past")
-    if deadline > call.moment + LONGEST_DEADLINE + CLOCK_DRIFT:
-        raise InputError("Deadline cannot be more than 5 days into the future")
     if definition["expires"] < definition["deadline"]:
         raise InputError("Expires cannot be before the deadline")
 

@@ -1,4 +1,3 @@
-# ruff: noqa: N818 - named as the codes of the API are
 """The errors that the API answers with: a code, an HTTP status and a message (facts page, section 1)."""
 
 from __future__ import annotations

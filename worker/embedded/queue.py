@@ -78,6 +78,7 @@ class EmbeddedQueue:
         self._claim_timeout = claim_timeout
         self._waiting = Waiting(ports)
         self._store = Store(ports, data, self._waiting.committed)
+        self._own = Client(QUEUE_CLIENT, ports.token())
         self._blob_key = ""
         self._blobs = Blobs(ports, self._store, lambda: self.root_url, lambda: self._blob_key)
         self._page = Page(self._store, lambda: self.root_url, ports.now)
@@ -146,7 +147,7 @@ class EmbeddedQueue:
 
     def _load_keys(self, tx: Transaction) -> tuple[str, str, str]:
         """The root client's token, the queue's own, and the key of presigned URLs; kept where there are none."""
-        tokens = [self.credentials.access_token, self._ports.token(), self._ports.token()]
+        tokens = [self.credentials.access_token, self._own.access_token, self._ports.token()]
         for index, name in enumerate(("root", "queue", "blobs")):
             if index == 0 and self._given:
                 continue
@@ -158,11 +159,13 @@ class EmbeddedQueue:
     def _assemble(self, root_token: str, queue_token: str, blob_key: str) -> Application:
         self.credentials = Client(self.credentials.client_id, root_token)
         self._blob_key = blob_key
-        own = Client(QUEUE_CLIENT, queue_token)
-        self._clients = {client.client_id: client for client in (own, self.credentials)}
-        return Application(self._ports, Router(self._endpoints(own)), lambda: self._clients, self._respond)
+        self._own = Client(QUEUE_CLIENT, queue_token)
+        self._clients = {client.client_id: client for client in (self._own, self.credentials)}
+        return Application(self._ports, Router(self.endpoints()), lambda: self._clients, self._respond)
 
-    def _endpoints(self, own: Client) -> list[Endpoint]:
+    def endpoints(self) -> list[Endpoint]:
+        """Every method of every service, with the scopes that it needs."""
+        own = self._own
         claims = ClaimMethods(self._ports, self._store, self._waiting, own, self._claim_timeout)
         return [
             *TaskMethods(self._store).endpoints(),

@@ -60,7 +60,7 @@ class BlobResponse(Response):
         headers["Content-Length"] = str(self._length)
         super().__init__(status_code=status, headers=headers)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # ASGI
         """Send the headers and the bytes."""
         file = await self._ports.run_sync(lambda: self._path.open("rb"))
         try:

@@ -63,22 +63,22 @@ class FolderResult(Result):
 
     def _open(self, path: str) -> BinaryIO:
         if path in self.unreadable:
-            raise FileUnreadable(path)
+            raise FileUnreadable(f"{path} may not be read")
         full = self.folder / path
         if not full.exists():
-            raise FileMissing(path)
+            raise FileMissing(f"there is nothing at {path}")
         if not full.is_file():
-            raise FileInvalid(path)
+            raise FileInvalid(f"{path} is not a regular file")
         return full.open("rb")
 
     def _folder(self, path: str) -> Path:
         if path in self.unreadable:
-            raise FileUnreadable(path)
+            raise FileUnreadable(f"{path} may not be read")
         full = self.folder / path
         if not full.exists():
-            raise FileMissing(path)
+            raise FileMissing(f"there is nothing at {path}")
         if not full.is_dir():
-            raise FileInvalid(path)
+            raise FileInvalid(f"{path} is not a folder")
         return full
 
 

@@ -19,7 +19,6 @@ from urllib.parse import quote
 from worker.http import HttpClients, open_http
 from worker.model import Cause, RunKey
 from worker.ports import Ports
-from worker.queue.deployment import Deployment
 from worker.queue.models import (
     ErrorArtifactRequest,
     ErrorArtifactResponse,
@@ -83,13 +82,11 @@ class RecordingQueue(Queue):
     """Takes artifacts and remembers them; it answers no other call.
 
     `created` has every request by name, in the order of arrival, also those that are then refused: a name in `refusals`
-    is answered with its exception. An upload is sent to `storage_url`, a slash and the name. A `deployment` is
-    needed where the code under test uses the queue's client, as uploads do for their retries.
+    is answered with its exception. An upload is sent to `storage_url`, a slash and the name.
     """
 
-    def __init__(self, deployment: Deployment | None = None, storage_url: str = "http://storage.invalid") -> None:
-        if deployment is not None:
-            super().__init__(deployment, lambda: None)
+    # There is no deployment behind it, so the constructor of the real one is left out.
+    def __init__(self, storage_url: str = "http://storage.invalid") -> None:
         self.storage_url = storage_url
         self.created: list[tuple[str, ArtifactRequest]] = []
         self.refusals: dict[str, Exception] = {}

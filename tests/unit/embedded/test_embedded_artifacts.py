@@ -102,6 +102,9 @@ async def test_the_rules_of_creating_an_artifact_again(autojump_clock: MockClock
             ("x", "error", {"reason": "file-missing-on-worker", "message": "m" * 4097}, 400),
             ("x", "s3", {"expires": to_wire(api.ports.now() + timedelta(days=2))}, 400),
             ("x", "azure", {}, 400),
+            ("x", "reference", {"url": "https://example.com/\r\nx: y"}, 400),
+            ("x", "reference", {"url": "nowhere"}, 400),
+            ("x", "s3", {"contentType": "text/plain\r\nx: y"}, 400),
             ("schrödinger", "s3", {}, 400),
         ]
         for name, kind, details, expected in steps:
@@ -118,7 +121,7 @@ async def test_links_references_and_errors(autojump_clock: MockClock) -> None:
         await make(api, task_id, "c1", "link", artifact="c2")
         await make(api, task_id, "c2", "link", artifact="c1")
         assert (await make(api, task_id, "nowhere", "link", artifact="missing")).status_code == 200
-        error = {"reason": "file-missing-on-worker", "message": "gone"}
+        error: dict[str, Any] = {"reason": "file-missing-on-worker", "message": "gone"}
         await make(api, task_id, "e", "error", **error)
         answer = await get(api, task_id, "l")
         assert (answer.status_code, answer.headers["location"]) == (303, "https://example.com/log")

@@ -172,8 +172,13 @@ class TaskLife(RuleBasedStateMachine):
 
     @rule(
         end=st.sampled_from(
-            [("completed", "completed"), ("failed", "failed"), ("exception", "worker-shutdown")]
-            + [("exception", "intermittent-task"), ("exception", "malformed-payload")]
+            [
+                ("completed", "completed"),
+                ("failed", "failed"),
+                ("exception", "worker-shutdown"),
+                ("exception", "intermittent-task"),
+                ("exception", "malformed-payload"),
+            ]
         )
     )
     def worker_reports(self, end: tuple[str, str]) -> None:

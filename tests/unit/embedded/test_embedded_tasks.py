@@ -56,6 +56,8 @@ async def test_defaults(autojump_clock: MockClock) -> None:
         ({"routes": ["a", "a"]}, "InputValidationError", "routes"),
         ({"deadline": "soon"}, "InputValidationError", "deadline"),
         ({"deadline": "2026-02-06T00:00:00Z", "expires": None}, "InputError", "5 days"),
+        ({"deadline": "9999-12-31T23:00:00Z", "expires": None}, "InputError", "5 days"),
+        ({"created": "0001-01-01T00:00:00+05:00"}, "InputError", "created"),
         ({"deadline": "2026-01-30T00:00:00Z"}, "InputError", "Deadline"),
         ({"expires": "2026-01-31T00:30:00Z"}, "InputError", "Expires"),
         ({"dependencies": ["AAAAAAAAQACAAAAAAAAAAA"]}, "InputError", "AAAAAAAAQACAAAAAAAAAAA"),

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.ports import Ports
+from worker.tasklog import CHUNK, TaskLog, open_tasklog
+
+
+async def everything(log: TaskLog, offset: int = 0) -> bytes:
+    return b"".join([chunk async for chunk in log.follow(offset)])
+
+
+async def test_readers_get_every_byte_from_their_offset_and_then_the_end(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log") as log:
+        await log.write(b"one\n")
+        await log.write(b"\xff\x00two\n")
+        await log.close()
+        assert await everything(log) == b"one\n\xff\x00two\n"
+        assert await everything(log, 4) == b"\xff\x00two\n"
+        assert await everything(log, log.size) == b""
+
+
+async def test_a_reader_waits_for_what_is_written_later(tmp_path: Path) -> None:
+    got: list[bytes] = []
+
+    async def follow(log: TaskLog) -> None:
+        async for chunk in log.follow():
+            got.append(chunk)
+            more.set()
+
+    async with open_tasklog(Ports(), tmp_path / "log") as log, trio.open_nursery() as nursery:
+        for text in (b"first", b"second"):
+            more = trio.Event()
+            if not got:
+                nursery.start_soon(follow, log)
+            await log.write(text)
+            await more.wait()
+        await log.close()
+    assert b"".join(got) == b"firstsecond"
+
+
+async def test_what_nobody_reads_is_written_in_large_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with open_tasklog(Ports(), path) as log:
+        await log.write(b"x" * (CHUNK - 1))
+        assert path.stat().st_size == 0
+        await log.write(b"x")
+        assert path.stat().st_size == CHUNK
+        await log.write(b"y")
+        await log.close()
+    assert path.stat().st_size == CHUNK + 1
+
+
+async def test_remarks_of_the_worker_have_the_prefix_that_viewers_parse(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log") as log:
+        log.say("one\ntwo")
+        log.warn("three")
+        log.error("four")
+        await log.close()
+        lines = (await everything(log)).decode().splitlines()
+    time = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+    for pattern, line in zip(
+        [
+            rf"\[taskcluster {time}\] one",
+            rf"\[taskcluster {time}\] two",
+            rf"\[taskcluster:warn {time}\] three",
+            r"\[taskcluster:error\] four",
+        ],
+        lines,
+        strict=True,
+    ):
+        assert re.fullmatch(pattern, line)
+
+
+async def test_a_remark_with_a_lone_surrogate_is_logged_all_the_same(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log") as log:
+        log.say(os.fsdecode(b"name-\xff"))
+        await log.close()
+        assert b"name-\\udcff" in await everything(log)
+
+
+async def test_a_closed_log_takes_no_more(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log") as log:
+        await log.close()
+        with pytest.raises(ValueError, match="closed"):
+            await log.write(b"x")
+
+
+async def test_a_cancelled_writer_loses_nothing(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log") as log:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await log.write(b"z" * CHUNK)
+        assert scope.cancelled_caught
+        await log.write(b"end")
+        await log.close()
+        assert await everything(log) == b"z" * CHUNK + b"end"
+
+
+async def test_a_log_is_not_readable_for_others(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log"):
+        assert (tmp_path / "log").stat().st_mode & 0o077 == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.binary(max_size=3 * CHUNK), max_size=6), st.integers(0, 4 * CHUNK))
+def test_bytes_are_whole_and_in_order_for_readers_at_any_offset(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], offset: int
+) -> None:
+    whole = b"".join(pieces)
+
+    async def compare(log: TaskLog) -> None:
+        assert await everything(log, offset) == whole[offset:]
+
+    async def main() -> None:
+        path = tmp_path_factory.mktemp("log") / "log"
+        async with open_tasklog(Ports(), path) as log, trio.open_nursery() as nursery:
+            nursery.start_soon(compare, log)
+            for piece in pieces:
+                await log.write(piece)
+            await log.close()
+
+    trio.run(main)
