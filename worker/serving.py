@@ -1,4 +1,4 @@
-"""Serves an ASGI application with hypercorn's protocols, inside a nursery of the caller.
+"""Serves an ASGI application with hypercorn's HTTP/1.1 and websockets, inside a nursery of the caller.
 
 The loop around them is our own, since hypercorn 0.18 lets one malformed peer end the server, shields its sends from
 cancellation, waits forever where an application does not read a request to its end, and holds on to connections whose
@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, cast
 
+import h11
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Event, RawData
-from hypercorn.protocol import ProtocolWrapper
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ASGIFramework, ASGIReceiveEvent, ASGISendEvent, ConnectionState, Scope
+from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
+from hypercorn.typing import (
+    AppWrapper,
+    ASGIFramework,
+    ASGIReceiveEvent,
+    ASGISendCallable,
+    ASGISendEvent,
+    ConnectionState,
+    Scope,
+)
 from hypercorn.utils import parse_socket_addr, wrap_app
 from starlette.types import ASGIApp
 
@@ -32,6 +42,10 @@ KEEP_ALIVE = 60.0  # seconds; also the longest that a request's headers may take
 MAX_HEADERS = 64 * 1024  # bytes; a certificate with many scopes makes a long Authorization header
 
 
+class PeerGone(OSError):
+    """What an application sends can reach nobody. It may let this through."""
+
+
 async def listen(host: str, port: int) -> list[trio.SocketListener]:
     """Sockets that listen on `host` and `port`; port 0 picks a free one, the same for every address of `host`.
 
@@ -41,15 +55,16 @@ async def listen(host: str, port: int) -> list[trio.SocketListener]:
     if port or len(listeners) == 1:
         return listeners
     # Each address got a port of its own: the others move to the first one's.
-    for listener in listeners[1:]:
-        await listener.aclose()
-    same = listeners[:1]
+    same, others = listeners[:1], listeners[1:]
+    addresses = [listener.socket.getsockname()[0] for listener in others]
+    for listener in others:
+        listener.socket.close()
     try:
-        for listener_address in addresses[1:]:
-            same += await trio.open_tcp_listeners(port_of(same), host=listener_address)
-    except OSError:
+        for address in addresses:
+            same += await trio.open_tcp_listeners(port_of(same), host=address)
+    except BaseException:
         for listener in same:
-            await trio.aclose_forcefully(listener)
+            listener.socket.close()
         raise
     return same
 
@@ -70,7 +85,7 @@ async def serve(
     """Serve `app` on `listeners` until cancelled; then they and all connections are closed at once, as they are.
 
     Nothing that a peer does ends it. A request whose application raises is answered with 500 where that is still
-    possible. An application whose peer has gone is told so by `receive`, and its `send` does nothing then.
+    possible. An application whose peer has gone is told so by `receive`, and its `send` raises `PeerGone`.
     The application's lifespan is the caller's affair: no lifespan events are sent.
     """
     config = _config()
@@ -80,7 +95,8 @@ async def serve(
 
     async def handle(stream: trio.SocketStream) -> None:
         try:
-            await _Connection(wrapped, config, context, {}, stream).run()
+            # It takes plain streams as well as the one that its signature names.
+            await _Connection(wrapped, config, context, {}, cast("trio.SSLStream[trio.SocketStream]", stream)).run()
         except* Exception as errors:  # noqa: BLE001  # a peer can raise anything in a protocol, and ends only itself
             log.debug("a connection ended: %s", "; ".join(sorted({type(e).__name__ for e in errors.exceptions})))
         finally:
@@ -104,31 +120,38 @@ def _config() -> Config:
 
 
 class _CappedListener(trio.abc.Listener[trio.SocketStream]):
-    """Accepts a connection once there is a slot for it; whoever handles the connection gives the slot back."""
+    """Accepts a connection and waits for a slot for it; whoever handles the connection gives the slot back."""
 
     def __init__(self, listener: trio.SocketListener, slots: trio.Semaphore) -> None:
         self._listener = listener
         self._slots = slots
 
     async def accept(self) -> trio.SocketStream:
-        await self._slots.acquire()
+        stream = await self._listener.accept()
         try:
-            return await self._listener.accept()
+            await self._slots.acquire()
         except BaseException:
-            self._slots.release()
+            stream.socket.close()
             raise
+        return stream
 
     async def aclose(self) -> None:
         await self._listener.aclose()
 
 
-class _Applications(TaskGroup):
-    """The tasks of one connection. When the peer has gone and no application runs any more, the others are cancelled."""
+class _Tasks(TaskGroup):
+    """The tasks of one connection, its applications among them.
 
-    def __init__(self) -> None:
+    While no application runs, the idle timer does. When the peer has gone as well, all is cancelled.
+    """
+
+    def __init__(self, nursery: trio.Nursery, idle_timer: TrioSingleTask) -> None:
         super().__init__()
-        self._running = 0
+        self._nursery: trio.Nursery = nursery
+        self._idle_timer = idle_timer
+        self._applications = 0
         self._peer_gone = False
+        self._broken = False
 
     async def spawn_app(
         self,
@@ -137,111 +160,120 @@ class _Applications(TaskGroup):
         scope: Scope,
         send: Callable[[ASGISendEvent | None], Awaitable[None]],
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
-        """As hypercorn's, but never waits for an application that does not receive and was told of the disconnect."""
-        into, out = trio.open_memory_channel[ASGIReceiveEvent](config.max_app_queue_size)
-        goodbye = cast("ASGIReceiveEvent", {"type": f"{scope['type']}.disconnect"})
+        await self._idle_timer.stop()
+        inbox = _Inbox(config.max_app_queue_size, scope["type"])
 
-        async def receive() -> ASGIReceiveEvent:
-            try:
-                return await out.receive()
-            except (trio.EndOfChannel, trio.ClosedResourceError):
-                return goodbye
-
-        async def put(event: ASGIReceiveEvent) -> None:
-            nonlocal goodbye
-            if event["type"] in {"http.disconnect", "websocket.disconnect"}:
-                goodbye = event
-                into.close()
-                return
-            try:
-                await into.send(event)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                # Nobody wants it any more.
-                return
+        async def checked_send(event: ASGISendEvent) -> None:
+            await send(event)
+            if self._broken:
+                raise PeerGone
 
         async def run() -> None:
             try:
-                await _run_app(app, scope, receive, send)
+                await _run_app(app, scope, inbox, checked_send)
+                await send(None)
             finally:
-                out.close()
-                into.close()
-                self._running -= 1
+                self._applications -= 1
                 self._end_when_done()
 
-        self._running += 1
-        self._open_nursery.start_soon(run)
-        return put
+        self._applications += 1
+        self._nursery.start_soon(run)
+        return inbox.put
 
-    def peer_gone(self) -> None:
+    def peer_gone(self, *, broken: bool) -> None:
+        """The peer sends no more; `broken`: nor does it take anything."""
         self._peer_gone = True
+        self._broken |= broken
         self._end_when_done()
 
     def _end_when_done(self) -> None:
-        if self._peer_gone and not self._running:
-            self._open_nursery.cancel_scope.cancel()
-
-    @property
-    def _open_nursery(self) -> trio.Nursery:
-        assert self._nursery is not None
-        return self._nursery
+        if self._peer_gone and not self._applications:
+            self._nursery.cancel_scope.cancel()
 
 
-async def _run_app(
-    app: AppWrapper,
-    scope: Scope,
-    receive: Callable[[], Awaitable[ASGIReceiveEvent]],
-    send: Callable[[ASGISendEvent | None], Awaitable[None]],
-) -> None:
+class _Inbox:
+    """What an application receives. Unlike hypercorn's it holds up nobody once the application is past receiving."""
+
+    def __init__(self, size: int, kind: str) -> None:
+        self._into, self._out = trio.open_memory_channel[ASGIReceiveEvent](size)
+        self._last = cast("ASGIReceiveEvent", {"type": f"{kind}.disconnect"})
+
+    async def put(self, event: ASGIReceiveEvent) -> None:
+        if event["type"] in {"http.disconnect", "websocket.disconnect"}:
+            self._last = event
+            self._into.close()
+            return
+        # Closed or broken: the exchange is over, and nobody wants the rest of the request.
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._into.send(event)
+
+    async def receive(self) -> ASGIReceiveEvent:
+        try:
+            return await self._out.receive()
+        except trio.EndOfChannel:
+            return self._last
+
+    def close(self) -> None:
+        self._out.close()
+
+
+async def _run_app(app: AppWrapper, scope: Scope, inbox: _Inbox, send: ASGISendCallable) -> None:
     try:
-        await app(scope, receive, send, trio.to_thread.run_sync, trio.from_thread.run)
-    except* (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass  # the peer has gone in the middle of an answer
-    except* Exception:  # noqa: BLE001  # one request's bug is not the server's end
+        await app(scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+    except* PeerGone:
+        log.debug("a peer went in the middle of an answer")
+    except* Exception:
+        # One request's bug is not the server's end.
         log.exception("an application failed")
-    await send(None)
+    finally:
+        inbox.close()
+
+
+class _Http1(H11Protocol):
+    """HTTP/1.1 alone: on plain sockets nobody needs HTTP/2, and hypercorn's can be left hanging by nonsense."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        # Here hypercorn would change to HTTP/2. A server may ignore an Upgrade (RFC 9110, 7.8).
+        pass
 
 
 class _Connection(TCPServer):
     """hypercorn's connection, with sends that can be cancelled, and an end as soon as the peer has gone."""
 
-    stream: trio.SocketStream
+    stream: Any
+    protocol: Any
 
     async def run(self) -> None:
         socket = self.stream.socket
         client = parse_socket_addr(socket.family, socket.getpeername())
         server = parse_socket_addr(socket.family, socket.getsockname())
-        async with _Applications() as applications:
-            self._task_group = self._applications = applications
-            state = ConnectionState(cast("dict[str, Any]", self.state))
-            self.protocol = ProtocolWrapper(
-                self.app,
-                self.config,
-                self.context,
-                applications,
-                state,
-                False,
-                client,
-                server,
-                self.protocol_send,
-                "http/1.1",
+        state = ConnectionState(self.state)
+        async with trio.open_nursery() as nursery:
+            self._task_group = self._tasks = _Tasks(nursery, self.idle_task)
+            self.protocol = _Http1(
+                self.app, self.config, self.context, self._tasks, state, False, client, server, self.protocol_send
             )
             await self.protocol.initiate()
-            await self.idle_task.restart(applications, self._idle_timeout)
+            await self.idle_task.restart(self._tasks, self._idle_timeout)
             await self._read_data()
-            applications.peer_gone()
+            self._tasks.peer_gone(broken=False)
         await self._close()
 
     async def protocol_send(self, event: Event) -> None:
-        if not isinstance(event, RawData):
+        if isinstance(event, RawData):
+            await self._send(event.data)
+        elif not (isinstance(event, Updated) and not event.idle):
+            # The idle timer goes on until an application starts, which a request need not lead to.
             await super().protocol_send(event)
-            return
-        async with self.send_lock:
-            try:
-                await self.stream.send_all(event.data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self._applications.peer_gone()
-                await self.protocol.handle(Closed())
-            except trio.Cancelled:
-                # A part may have been sent, so nothing sensible can follow.
-                self.stream.socket.close()
-                raise
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            async with self.send_lock:
+                await self.stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._tasks.peer_gone(broken=True)
+            await self.protocol.handle(Closed())
+        except trio.Cancelled:
+            # The protocol takes these bytes for sent, so nothing that follows would make sense to the peer.
+            self.stream.socket.close()
+            raise

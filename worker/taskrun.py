@@ -217,8 +217,8 @@ class TaskRun:
 
     async def _sleep_until(self, moment: datetime) -> None:
         # The wall clock may be set while we sleep; an hour at most is slept in error.
-        while seconds := self._seconds_until(moment):
-            await trio.sleep(min(seconds, 3600))  # noqa: ASYNC110 - nothing tells that a clock was set
+        while seconds := self._seconds_until(moment):  # noqa: ASYNC110 - nothing tells that a clock was set
+            await trio.sleep(min(seconds, 3600))
 
 
 async def _judge(host: PluginHost, result: Result | None) -> None:

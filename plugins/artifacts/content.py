@@ -41,9 +41,10 @@ _ADDITIONS = {
 _TYPES = MappingProxyType({**MimeTypes(()).types_map[True], **_ADDITIONS})
 
 # Source: `contentEncoding` in schemas/generic-worker/insecure_posix.json.
-COMPRESSED = frozenset(
-    ["7z", "aab", "apk", "bz2", "deb", "dmg", "flv", "gif", "gz", "jar", "jpeg", "jpg", "npz", "pkg", "png", "swf", "tbz", "tgz", "wasm", "webp", "whl", "woff", "woff2", "xpi", "xz", "zip", "zst"]
-)
+_COMPRESSED = """
+    7z aab apk bz2 deb dmg flv gif gz jar jpeg jpg npz pkg png swf tbz tgz wasm webp whl woff woff2 xpi xz zip zst
+"""
+COMPRESSED = frozenset(_COMPRESSED.split())
 
 
 def content_type_of(path: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +25,7 @@ _GZIP_FORMAT = zlib.MAX_WBITS + 16  # see zlib's deflateInit2; this way the head
 
 
 class FileChanged(Exception):
-    """The file had another length when it was opened than when it was read."""
+    """The file grew or shrank while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,63 +59,63 @@ def plain(result: Result, path: str, file: SandboxFile, progress: Progress) -> C
     async def open_content() -> AsyncGenerator[AsyncIterable[bytes], None]:
         progress.begin("Uploading", file.size)
         if unread:
-            yield _Chunks(_reader(unread.pop()), progress)
+            yield _Chunks(_reader(path, unread.pop()), progress)
             return
         async with result.open(path) as again:
-            yield _Chunks(_reader(again), progress)
+            yield _Chunks(_reader(path, again), progress)
 
     return Content(file.size, open_content)
 
 
-def compressed(ports: Ports, file: SandboxFile, folder: Path, progress: Progress) -> AbstractAsyncContextManager[Content]:
+@asynccontextmanager
+async def compressed(
+    ports: Ports, path: str, file: SandboxFile, folder: Path, progress: Progress
+) -> AsyncGenerator[Content, None]:
     """`file` as gzip, kept in an unnamed file in `folder` where it is large, since its length must be known beforehand.
 
     Raises `FileChanged`, `FileUnreadable`, and OSError where `folder` has no room.
     """
-    return _compressed(ports, file, folder, progress)
-
-
-@asynccontextmanager
-async def _compressed(
-    ports: Ports, file: SandboxFile, folder: Path, progress: Progress
-) -> AsyncGenerator[Content, None]:
-    with_room = tempfile.SpooledTemporaryFile(max_size=SPOOLED, dir=folder)  # noqa: SIM115 - closed below, in a thread
+    spool = tempfile.SpooledTemporaryFile(max_size=SPOOLED, dir=str(folder))  # noqa: SIM115 - closed below, in a thread
     try:
-        length = await _compress(ports, file, with_room, progress)
+        length = await _compress(ports, path, file, spool, progress)
 
         @asynccontextmanager
         async def open_content() -> AsyncGenerator[AsyncIterable[bytes], None]:
             progress.begin("Uploading", length)
-            await ports.run_sync(with_room.seek, 0)
-            yield _Chunks(lambda size: ports.run_sync(with_room.read, size), progress)
+            await ports.run_sync(spool.seek, 0)
+            yield _Chunks(partial(ports.run_sync, spool.read), progress)
 
         yield Content(length, open_content)
     finally:
         # There is no limit beside the shield: a call that has begun in a thread cannot be given up anyhow.
         with trio.CancelScope(shield=True):
-            await ports.run_sync(with_room.close)
+            await ports.run_sync(spool.close)
 
 
-async def _compress(ports: Ports, file: SandboxFile, into: IO[bytes], progress: Progress) -> int:
+async def _compress(ports: Ports, path: str, file: SandboxFile, into: IO[bytes], progress: Progress) -> int:
     compressor = zlib.compressobj(wbits=_GZIP_FORMAT)
+
+    def compress(chunk: bytes) -> None:
+        into.write(compressor.compress(chunk))
+
     progress.begin("Compressing", file.size)
-    async for chunk in _Chunks(_reader(file), progress):
-        await ports.run_sync(lambda chunk=chunk: into.write(compressor.compress(chunk)))
+    async for chunk in _Chunks(_reader(path, file), progress):
+        await ports.run_sync(compress, chunk)
         if progress.done > file.size:
             break  # It may grow for ever.
     if progress.done != file.size:
-        raise FileChanged(f"was {file.size} bytes long when it was opened, and is not any more")
+        raise FileChanged(f"{path} changed its length while it was read")
     await ports.run_sync(lambda: into.write(compressor.flush()))
     return into.tell()
 
 
-def _reader(file: SandboxFile) -> Callable[[int], Awaitable[bytes]]:
+def _reader(path: str, file: SandboxFile) -> Callable[[int], Awaitable[bytes]]:
     """Reads `file`; what goes wrong with that is the task's affair, unlike other OSErrors."""
 
     async def read(size: int) -> bytes:
         try:
             return await file.receive_some(size)
         except OSError as error:
-            raise FileUnreadable(f"cannot be read: {error.strerror or error}") from error
+            raise FileUnreadable(f"{path} cannot be read: {error.strerror or error}") from error
 
     return read

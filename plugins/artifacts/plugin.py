@@ -10,7 +10,7 @@ from pydantic import Field
 
 from engines.base import Result
 from plugins.artifacts.payload import ArtifactsPayload, Declared, DockerWorkerPayload, GenericWorkerPayload, read
-from plugins.artifacts.uploads import Uploads
+from plugins.artifacts.uploads import upload_all
 from plugins.base import Plugin, TaskHooks
 from worker.model import COMPLETED, Verdict
 from worker.quantities import Size
@@ -41,8 +41,14 @@ class ArtifactsHooks(TaskHooks):
         """Upload what is there; nothing, and nothing is held against the task, where no sandbox came to be."""
         if result is None or not self._declared:
             return COMPLETED
-        uploads = Uploads(self._services, self._run, result, self._config.max_file_size)
-        return await uploads.perform(self._declared, self._config.parallelism)
+        return await upload_all(
+            self._services,
+            self._run,
+            result,
+            self._declared,
+            parallelism=self._config.parallelism,
+            max_file_size=self._config.max_file_size,
+        )
 
 
 class Artifacts(Plugin[ArtifactsConfig, ArtifactsPayload]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import dataclass, field
 
-from worker.model import COMPLETED, Severity, Verdict, combine
+from worker.model import COMPLETED, Severity, Verdict
 from worker.tasklog import TaskLog
 
 REMEMBERED = 100  # remarks; a directory may have any number of files
@@ -28,7 +28,7 @@ class Report:
     """Collects remarks as uploads end, and tells them in the artifacts' order: equal tasks have equal logs."""
 
     _first: list[Remark] = field(default_factory=list)
-    _worst: dict[Severity, Remark] = field(default_factory=dict)
+    _earliest: dict[Severity, Remark] = field(default_factory=dict)
     _count: dict[Severity, int] = field(default_factory=dict)
 
     def add(self, remark: Remark) -> None:
@@ -37,7 +37,7 @@ class Report:
         del self._first[REMEMBERED:]
         severity = remark.severity
         self._count[severity] = self._count.get(severity, 0) + 1
-        self._worst[severity] = min(remark, self._worst.get(severity, remark))
+        self._earliest[severity] = min(remark, self._earliest.get(severity, remark))
 
     def tell(self, log: TaskLog) -> None:
         """Write the remarks to the log: errors where a verdict follows from them, else warnings."""
@@ -50,9 +50,9 @@ class Report:
 
     def verdict(self) -> Verdict:
         """The worst of it, with its first remark."""
-        blamed = [severity for severity in self._worst if severity is not Severity.COMPLETED]
-        return combine(Verdict(severity, self._message(severity)) for severity in blamed) if blamed else COMPLETED
+        worst = max(self._earliest, default=Severity.COMPLETED)
+        return COMPLETED if worst is Severity.COMPLETED else Verdict(worst, self._message(worst))
 
     def _message(self, severity: Severity) -> str:
         others = self._count[severity] - 1
-        return self._worst[severity].text + (f" (and {others} more like it)" if others else "")
+        return self._earliest[severity].text + (f" (and {others} more like it)" if others else "")

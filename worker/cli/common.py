@@ -76,6 +76,8 @@ def read_config(option: Path | None) -> Config:
     from worker.config import find_config, load_config
     from worker.documents import BadDocument
 
+    # Also where it stands before the command's name.
+    option = option or click.get_current_context().find_root().params.get("config_path")
     try:
         return load_config(find_config(option, os.environ), os.environ)
     except BadDocument as error:
@@ -149,7 +151,7 @@ def root_url_of(config: Config) -> str:
     """The deployment. Raises Failure where none is named."""
     if config.root_url is None:
         raise Failure(
-            "no queue is named: set rootUrl in the config file or TASKCLUSTER_ROOT_URL; `tc-worker queue` starts one here",
+            "no queue is named: set rootUrl in the config or TASKCLUSTER_ROOT_URL; `tc-worker queue` starts one here",
             BAD_INPUT,
         )
     return config.root_url

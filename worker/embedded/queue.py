@@ -132,6 +132,10 @@ class EmbeddedQueue:
                 await self._store.close()
                 await self._blobs.close()
 
+    def changed(self) -> trio.Event:
+        """Set when anything in the queue changes after now. To be asked for before looking at what is awaited."""
+        return self._waiting.changed
+
     async def wait_idle(self) -> None:
         """Return when no request is under way, long polls included."""
         while self._requests:

@@ -106,6 +106,7 @@ class Transaction:
         self._connection = connection
         self.pending: set[str] = set()
         self.due: str | None = None
+        self.changed = False  # whether it wrote anything; known when it is committed
 
     def run(self, sql: str, *parameters: Any) -> int:
         """Execute a statement and return how many rows it changed."""
@@ -167,6 +168,7 @@ class Store:
 
             def perform() -> T:
                 connection.execute("BEGIN IMMEDIATE")
+                changes = connection.total_changes
                 try:
                     result = work(transaction)
                     connection.execute("COMMIT")
@@ -174,6 +176,7 @@ class Store:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
+                transaction.changed = connection.total_changes != changes
                 return result
 
             with trio.CancelScope(shield=True):

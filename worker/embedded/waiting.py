@@ -20,12 +20,16 @@ class Waiting:
         self._due: datetime | None = None
         self._due_changed = trio.Event()
         self.stopping = False
+        self.changed = trio.Event()  # set at the next change of anything; another one then takes its place
 
     def committed(self, transaction: Transaction) -> None:
         """Tell everybody whom the transaction concerns."""
         for task_queue_id in transaction.pending:
             self._wake(task_queue_id)
         self._expect(transaction.due)
+        if transaction.changed:
+            self.changed.set()
+            self.changed = trio.Event()
 
     def stop(self) -> None:
         """Wake every worker that waits: there will be no more work."""

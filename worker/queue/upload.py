@@ -43,9 +43,9 @@ async def upload_artifact(
     bytes are of the encoded content where there is a `content_encoding` (`gzip`).
 
     Raises `QueueError`: `Conflict` where it is too late for the run, `Unavailable` when the policy gives up; and
-    `HttpError`: `WrongLength` where the content is not as long as announced, `BadStatus` where the storage refuses. What
-    `open_content` raises comes out as it is. Cancellation ends an attempt at once; the artifact may then be there without
-    its content.
+    `HttpError`: `WrongLength` where the content is not as long as announced, `BadStatus` where the storage refuses.
+    What `open_content` raises comes out as it is. Cancellation ends an attempt at once; the artifact may then be there
+    without its content.
     """
     request = S3ArtifactRequest(content_type=content_type, expires=expires)
 

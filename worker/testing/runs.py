@@ -1,10 +1,12 @@
 """What a plugin sees of a run, without a queue, a worker or an engine.
 
-async with open_services(tmp_path) as services, open_run(tmp_path, MyPayload()) as run:
-    plugin = MyPlugin(MyPlugin.Config(), services)
-    async with plugin.task_scope(run) as hooks:
-        verdict = await hooks.stopped(FolderResult(tmp_path / "task"))
-    assert "..." in await log_text(run)
+    async with open_services(tmp_path) as services, open_run(tmp_path, MyPayload()) as run:
+        plugin = MyPlugin(MyPlugin.Config(), services)
+        async with plugin.task_scope(run) as hooks:
+            verdict = await hooks.stopped(FolderResult(tmp_path / "task"))
+        assert "..." in await log_text(run)
+
+The files that the task left are `worker.testing.results`' affair.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
@@ -18,6 +19,9 @@ from worker.webhooks.config import WebhooksConfig
 ASGIHandler = ASGIApp
 
 SECRET_OCTETS = 32
+DETACH_LIMIT = 5.0  # seconds for the cleanup of cancelled handlers
+
+log = logging.getLogger(__name__)
 
 
 class _Attachment:
@@ -49,9 +53,7 @@ class _Attachment:
         """Cancel the open requests and wait until their handlers have returned."""
         for scope in self._open:
             scope.cancel()
-        # No limit of our own: a handler's cleanup is the handler's to limit, and sending is not shielded here.
-        with trio.CancelScope(shield=True):
-            await self._idle.wait()
+        await self._idle.wait()
 
 
 class Webhooks:
@@ -67,7 +69,7 @@ class Webhooks:
 
         The URL's path holds a secret of 256 bits, so it belongs into no log. The handler's scope has the path below
         the URL, beginning with `/`, and not the secret. When the block ends the path is gone and open requests are
-        cancelled and awaited, also under cancellation.
+        cancelled and awaited, also under cancellation, for at most 5 s.
         """
         return self._attach(handler)
 
@@ -80,7 +82,10 @@ class Webhooks:
             yield f"{self._base_url}/{secret}/"
         finally:
             self._attachments.remove(attachment)
-            await attachment.end()
+            with trio.move_on_after(DETACH_LIMIT, shield=True) as limit:
+                await attachment.end()
+            if limit.cancelled_caught:
+                log.error("a webhook's handler goes on %g seconds after it was cancelled", DETACH_LIMIT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application: passes a request on to the handler that its path names."""
@@ -116,8 +121,8 @@ async def _respond(scope: Scope, send: Send, status: int, body: bytes) -> None:
 async def open_webhooks(ports: Ports, config: WebhooksConfig) -> AsyncGenerator[Webhooks, None]:
     """The server, for as long as the block lasts; then its connections are closed at once.
 
-    Raises `FatalWorkerFault` where it cannot listen. A failure of the server cancels the block; errors come out of it in
-    an exception group, as from a nursery.
+    Raises `FatalWorkerFault` where it cannot listen. A failure of the server cancels the block; errors come out of it
+    in an exception group, as from a nursery.
     """
     try:
         listeners = await listen(config.host, config.port)

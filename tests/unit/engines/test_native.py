@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -197,9 +198,12 @@ async def test_a_process_that_keeps_the_pipe_open_from_outside_delays_the_end_by
             while not own_lines(text.decode()):
                 text += await run.log.read(len(text))
             pid = own_lines(text.decode())[0]
-            holder = await trio.lowlevel.open_process(["sh", "-c", f"exec sleep 1000 > /proc/{pid}/fd/1"])
-            while Path(f"/proc/{holder.pid}/comm").read_text() != "sleep\n":
-                await trio.lowlevel.checkpoint()
+            # It says so when it has the pipe.
+            script = f"exec 3> /proc/{pid}/fd/1; echo ready; exec sleep 1000"
+            holder = await trio.lowlevel.open_process(["sh", "-c", script], stdout=subprocess.PIPE)
+            assert holder.stdout is not None
+            assert await holder.stdout.receive_some(6) == b"ready\n"
         holder.kill()
         await holder.wait()
+        await holder.stdout.aclose()
         assert "holds its output open" in await log_text(run)

@@ -1,0 +1,42 @@
+"""`python -m bench [NAME]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import click
+
+from bench import claim
+from bench.parameters import DEFAULT, SMOKE, Parameters
+
+BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType({"claim": claim.run})
+OUT = Path(__file__).parent / "out"
+
+positive = click.IntRange(min=1)
+
+
+@click.command()
+@click.argument("name", type=click.Choice(sorted(BENCHMARKS)), required=False)
+@click.option("--smoke", is_flag=True, help="Counts so small that only the working is shown.")
+@click.option("--tasks", type=positive, help="Tasks in a run.")
+@click.option("--rounds", type=positive, help="Rounds, of which the medians are taken.")
+@click.option("--capacity", type=positive, help="Tasks at once.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=OUT, help="Folder for the results.")
+def main(
+    name: str | None, smoke: bool, tasks: int | None, rounds: int | None, capacity: int | None, out: Path
+) -> None:
+    """Run the benchmark NAME, or all of them; a table goes to stdout, it and the figures as JSON to the folder."""
+    base = SMOKE if smoke else DEFAULT
+    parameters = replace(
+        base, tasks=tasks or base.tasks, rounds=rounds or base.rounds, capacity=capacity or base.capacity
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for each in [name] if name else sorted(BENCHMARKS):
+        BENCHMARKS[each](parameters, out)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench")

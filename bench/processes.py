@@ -1,0 +1,155 @@
+"""Processes that are measured, with the CPU time that the kernel accounts for them (Linux: proc(5), /proc/PID/stat)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import trio
+
+from worker.queue.credentials import Credentials
+
+RUN_LIMIT = 600.0  # seconds for one run
+QUEUE_LIMIT = 30.0  # seconds until the queue is ready, and for its end
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class BenchmarkFailed(Exception):
+    """There is no figure, since something did not do what it should; the text says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """Seconds of user and system time: the process' own, and its reaped children's with theirs."""
+
+    own: float
+    children: float
+
+    def __sub__(self, other: Cpu) -> Cpu:
+        return Cpu(self.own - other.own, self.children - other.children)
+
+
+def cpu_of(pid: int) -> Cpu:
+    """What the process has used until now; it may be a zombie."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    user, system, children_user, children_system = (int(field) / TICKS for field in fields[11:15])
+    return Cpu(user + system, children_user + children_system)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Where the queue is, and who may do everything there."""
+
+    pid: int
+    root_url: str
+    credentials: Credentials
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which a process finds it; they are no arguments, which everybody may read."""
+        return {
+            **_environment(),
+            "TASKCLUSTER_ROOT_URL": self.root_url,
+            "TASKCLUSTER_CLIENT_ID": self.credentials.client_id,
+            "TASKCLUSTER_ACCESS_TOKEN": self.credentials.access_token,
+        }
+
+
+def _environment() -> dict[str, str]:
+    ours = ("TASKCLUSTER_", "TC_WORKER_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+@asynccontextmanager
+async def open_queue(folder: Path) -> AsyncGenerator[Deployment, None]:
+    """An embedded queue in a process of its own, that keeps nothing; its stderr goes to a file in `folder`."""
+    argv = [sys.executable, "-m", "worker", "queue", "--port", "0"]
+    with _log(folder / "queue.log") as stderr:
+        process = await trio.lowlevel.open_process(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=_environment()
+        )
+    try:
+        with trio.move_on_after(QUEUE_LIMIT):
+            variables = await _variables(process)
+            credentials = Credentials(variables["TASKCLUSTER_CLIENT_ID"], variables["TASKCLUSTER_ACCESS_TOKEN"])
+            deployment = Deployment(process.pid, variables["TASKCLUSTER_ROOT_URL"], credentials)
+        if process.returncode is not None or not variables:
+            raise BenchmarkFailed(f"the queue did not start: {_tail(folder / 'queue.log')}")
+        yield deployment
+    finally:
+        await _end(process)
+
+
+async def _variables(process: trio.Process) -> dict[str, str]:
+    assert process.stdout is not None
+    text = b""
+    while text.count(b"\n") < 3:
+        chunk = await process.stdout.receive_some()
+        if not chunk:
+            raise BenchmarkFailed("the queue ended before it was ready")
+        text += chunk
+    return dict(line.split("=", 1) for line in text.decode().splitlines())
+
+
+async def run_measured(argv: Sequence[str], environment: dict[str, str], folder: Path) -> tuple[Cpu, str]:
+    """Run a Python process to its end: what it used, and what it wrote to stdout (little). Raises BenchmarkFailed."""
+    path = folder / "run.log"
+    with _log(path) as stderr:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+        )
+    try:
+        with trio.move_on_after(RUN_LIMIT) as limit:
+            assert process.stdout is not None
+            output = b"".join([chunk async for chunk in process.stdout])
+            cpu = await _cpu_at_end(process)
+            await process.wait()
+    finally:
+        await _end(process)
+    if limit.cancelled_caught or process.returncode != 0:
+        outcome = "took too long" if limit.cancelled_caught else f"exited with code {process.returncode}"
+        raise BenchmarkFailed(f"{' '.join(argv)} {outcome}: {_tail(path)}")
+    return cpu, output.decode()
+
+
+async def _cpu_at_end(process: trio.Process) -> Cpu:
+    # Until it is reaped, a process that has ended keeps its account.
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
+    return cpu_of(process.pid)
+
+
+async def _end(process: trio.Process) -> None:
+    with trio.CancelScope(shield=True):
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        with trio.move_on_after(QUEUE_LIMIT):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        if process.stdout is not None:
+            await process.stdout.aclose()
+
+
+@contextmanager
+def _log(path: Path) -> Generator[IO[bytes], None, None]:
+    with path.open("wb") as file:
+        yield file
+
+
+def _tail(path: Path) -> str:
+    return path.read_text(errors="replace")[-2000:]

@@ -1,0 +1,117 @@
+"""The upload of one run's artifacts: files are found one by one and handed to a few workers.
+
+    files, directories ─ schedule ─▶ bounded channel ─▶ uploads at once ─▶ report
+
+Neither a large directory nor a large file is ever in memory as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from posixpath import join
+
+import trio
+
+from engines.base import FileInvalid, FileMissing, FileUnreadable, Result
+from plugins.artifacts.names import NameRefused, Names, prefix_of
+from plugins.artifacts.payload import ArtifactsPayload, Declared
+from plugins.artifacts.progress import ProgressLog
+from plugins.artifacts.report import Report
+from plugins.artifacts.uploading import Upload, Uploader
+from worker.model import Verdict
+from worker.queue.wire import format_time
+from worker.run import Run
+from worker.services import Services
+
+
+async def upload_all(
+    services: Services,
+    run: Run[ArtifactsPayload],
+    result: Result,
+    declared: Sequence[Declared],
+    *,
+    parallelism: int,
+    max_file_size: int | None = None,
+) -> Verdict:
+    """Upload `declared`, as many files at once as `parallelism` says, and tell in the log which could not be.
+
+    A service that fails costs the artifacts that it fails for, not the others. Cancellation ends uploads under way.
+    """
+    report = Report()
+    uploader = Uploader(services, run, result, report, max_file_size)
+    progress = ProgressLog(run.log)
+    send, receive = trio.open_memory_channel[Upload](parallelism)
+
+    async def work(uploads: trio.MemoryReceiveChannel[Upload]) -> None:
+        async with uploads:
+            async for upload in uploads:
+                with progress.of(upload.order, upload.name) as one:
+                    await uploader.upload(upload, one)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(progress.run)
+        async with send, receive, trio.open_nursery() as workers:
+            for _ in range(parallelism):
+                workers.start_soon(work, receive.clone())
+            await _Schedule(run, result, uploader, send).run(declared)
+            await send.aclose()
+        nursery.cancel_scope.cancel()
+    report.tell(run.log)
+    return report.verdict()
+
+
+class _Schedule:
+    """Finds the files of a run's artifacts, says so in the log, in the payload's order, and hands them over."""
+
+    def __init__(
+        self, run: Run[ArtifactsPayload], result: Result, uploader: Uploader, send: trio.MemorySendChannel[Upload]
+    ) -> None:
+        self._log = run.log
+        self._result = result
+        self._uploader = uploader
+        self._send = send
+        self._order = count()
+
+    async def run(self, declared: Sequence[Declared]) -> None:
+        names = Names(declared)
+        for item in declared:
+            if item.kind == "file":
+                await self._hand_over(Upload(next(self._order), item, item.path, item.name))
+            else:
+                await self._directory(item, names)
+
+    async def _directory(self, item: Declared, names: Names) -> None:
+        prefix = prefix_of(item.name)
+        self._log.say(f"Uploading artifacts {prefix}... from directory {item.path}")
+        try:
+            async with _closing(self._result.walk(item.path)) as files:
+                async for relative in files:
+                    upload = Upload(next(self._order), item, join(item.path, relative), prefix + relative)
+                    try:
+                        wanted = names.take(prefix, upload.name, upload.path)
+                    except NameRefused as error:
+                        self._uploader.blame(upload, str(error))
+                        continue
+                    if wanted:
+                        await self._hand_over(upload)
+        except (FileMissing, FileInvalid, FileUnreadable) as error:
+            await self._uploader.fail(Upload(next(self._order), item, item.path, item.name), error)
+
+    async def _hand_over(self, upload: Upload) -> None:
+        self._log.say(
+            f'Uploading artifact {upload.name} from file {upload.path} with content encoding "{upload.encoding}", '
+            f'mime type "{upload.content_type}" and expiry {format_time(upload.item.expires)}'
+        )
+        await self._send.send(upload)
+
+
+@asynccontextmanager
+async def _closing(files: AsyncIterator[str]) -> AsyncGenerator[AsyncIterator[str], None]:
+    """Close an engine's walk, where it is a generator, in the scope that began it."""
+    try:
+        yield files
+    finally:
+        if isinstance(files, AsyncGenerator):
+            await files.aclose()

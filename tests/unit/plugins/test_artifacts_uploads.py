@@ -1,0 +1,191 @@
+"""Uploads that work: what arrives at the storage, and what the log says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import trio
+from artifacts_world import TASK, directory, file, generic, open_world
+
+from engines.base import Ended
+from plugins.artifacts.contents import CHUNK
+from plugins.artifacts.plugin import ArtifactsConfig
+from worker.model import COMPLETED
+from worker.queue.models import S3ArtifactRequest
+from worker.testing.results import FolderResult
+
+
+async def test_a_file_arrives_with_its_type_and_encoding(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.write("out/a.log", b"line\n" * 1000)
+        assert await world.upload(file("out/a.log", name="public/a.log")) == COMPLETED
+        put = world.storage.puts["public/a.log"]
+        assert put.content == b"line\n" * 1000
+        assert put.length == int(put.headers["content-length"]) < 1000
+        assert (put.headers["content-type"], put.headers["content-encoding"]) == ("text/plain", "gzip")
+        [(_, request)] = world.queue.created
+        assert isinstance(request, S3ArtifactRequest)
+        assert (request.content_type, request.expires) == ("text/plain", TASK.expires)
+
+
+async def test_what_is_compressed_is_sent_as_it_is_without_encoding(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.write("a.zip", b"PK")
+        assert await world.upload(file("a.zip")) == COMPLETED
+        put = world.storage.puts["a.zip"]
+        assert (put.body, put.headers["content-type"]) == (b"PK", "application/zip")
+        assert "content-encoding" not in put.headers
+
+
+async def test_type_and_encoding_as_declared_hold_for_all_files_of_a_directory(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.write("out/a.txt")
+        world.write("out/b.zip")
+        item = directory("out", name="public", contentType="x/y", contentEncoding="gzip")
+        assert await world.upload(item) == COMPLETED
+        for put in world.storage.puts.values():
+            assert (put.headers["content-type"], put.headers["content-encoding"]) == ("x/y", "gzip")
+        assert sorted(world.storage.puts) == ["public/a.txt", "public/b.zip"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+async def test_an_empty_file_is_a_file(tmp_path: Path, encoding: str) -> None:
+    async with open_world(tmp_path) as world:
+        world.write("a", b"")
+        assert await world.upload(file("a", contentEncoding=encoding)) == COMPLETED
+        assert world.storage.puts["a"].content == b""
+
+
+async def test_a_directorys_files_are_named_by_their_relative_paths(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        for path in ("out/z", "out/a/b/c.txt", "out/a/b c", "other"):
+            world.write(path)
+        (world.task / "out/link").symlink_to("z")
+        assert await world.upload(directory("out/", name="public/")) == COMPLETED
+        assert sorted(world.storage.puts) == ["public/a/b c", "public/a/b/c.txt", "public/z"]
+
+
+@pytest.mark.parametrize(("path", "name"), [(".", "a"), ("./", "a"), ("out", "out/a")])
+async def test_a_directory_without_a_name_is_named_by_its_path(tmp_path: Path, path: str, name: str) -> None:
+    async with open_world(tmp_path) as world:
+        (world.task / path).mkdir(exist_ok=True)
+        (world.task / path / "a").touch()
+        assert await world.upload(directory(path)) == COMPLETED
+        assert list(world.storage.puts) == [name]
+
+
+async def test_an_empty_directory_is_fine(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        (world.task / "out").mkdir()
+        assert await world.upload(directory("out")) == COMPLETED
+        assert world.queue.created == []
+
+
+async def test_lines_are_in_the_payloads_order_whatever_ends_first(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        for path in ("z.txt", "out/b.zip", "out/a.txt", "c"):
+            world.write(path)
+        await world.upload(file("z.txt", name="public/z.txt"), directory("out", name="public/out"), file("c"))
+        expiry = "and expiry 2026-02-01T12:00:00.000Z"
+        assert [line.partition("] ")[2] for line in world.log.splitlines()] == [
+            f'Uploading artifact public/z.txt from file z.txt with content encoding "gzip", mime type "text/plain" {expiry}',
+            "Uploading artifacts public/out/... from directory out",
+            f'Uploading artifact public/out/a.txt from file out/a.txt with content encoding "gzip", mime type "text/plain" {expiry}',
+            f'Uploading artifact public/out/b.zip from file out/b.zip with content encoding "identity", mime type "application/zip" {expiry}',
+            f'Uploading artifact c from file c with content encoding "gzip", mime type "application/octet-stream" {expiry}',
+        ]
+
+
+async def test_equal_files_make_equal_bytes(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.write("a")
+        world.write("b")
+        os.utime(world.task / "a", (0, 0))
+        await world.upload(file("a"), file("b"))
+        assert world.storage.puts["a"].body == world.storage.puts["b"].body
+
+
+async def test_as_many_at_once_as_configured_and_no_more(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.config = ArtifactsConfig(parallelism=3)
+        world.storage.gate = trio.Event()
+        for index in range(12):
+            world.write(f"out/{index}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.upload, directory("out"))
+            with trio.fail_after(10):
+                while world.storage.busy < 3:
+                    await trio.sleep(0.01)
+            world.storage.gate.set()
+        assert world.storage.most_busy == 3
+        assert len(world.storage.puts) == 12
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+async def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path: Path, encoding: str) -> None:
+    size = 64 * 1024 * 1024
+    async with open_world(tmp_path) as world:
+        with (world.task / "big").open("wb") as big:
+            big.truncate(size)
+        result = FolderResult(world.task)
+        assert await world.upload(file("big", contentEncoding=encoding), result=result) == COMPLETED
+        assert max(result.reads) <= CHUNK
+        assert len(result.reads) >= size // CHUNK
+        put = world.storage.puts["big"]
+        if encoding == "identity":
+            assert put.length == size
+            assert put.sha256 == hashlib.sha256(bytes(size)).hexdigest()
+        else:
+            assert put.content == bytes(size)
+
+
+async def test_large_compressed_content_is_spooled_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    content = os.urandom(3 * 1024 * 1024)
+    async with open_world(tmp_path) as world:
+        world.write("noise", content)
+        assert await world.upload(file("noise")) == COMPLETED
+        assert world.storage.puts["noise"].length > len(content) // 2
+        assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+async def test_an_upload_that_fails_is_tried_again_from_the_start_with_a_fresh_url(
+    tmp_path: Path, encoding: str
+) -> None:
+    async with open_world(tmp_path) as world:
+        world.storage.answers = [503]
+        world.write("a.txt", b"x" * 1000)
+        assert await world.upload(file("a.txt", contentEncoding=encoding)) == COMPLETED
+        assert world.storage.puts["a.txt"].content == b"x" * 1000
+        assert world.announced == ["a.txt", "a.txt"]
+
+
+async def test_a_task_that_failed_has_its_artifacts_too(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.write("a")
+        result = FolderResult(world.task, Ended(success=False, exit_code=1, message="exit code 1"))
+        assert await world.upload(file("a"), result=result) == COMPLETED
+        assert list(world.storage.puts) == ["a"]
+
+
+async def test_without_a_sandbox_nothing_is_uploaded_and_nothing_held_against_the_task(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        assert await world.perform(generic(file("missing")), None) == COMPLETED
+        assert (world.queue.created, world.log) == ([], "")
+
+
+async def test_cancellation_ends_uploads_under_way_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.storage.gate = trio.Event()
+        world.write("noise", os.urandom(2 * 1024 * 1024))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.upload, file("noise"), directory("."))
+            with trio.fail_after(10):
+                while not world.storage.busy:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        assert world.storage.puts == {}
+        assert list((tmp_path / "work").iterdir()) == []

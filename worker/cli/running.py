@@ -1,0 +1,91 @@
+"""Queues and workers that live as long as a command."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from plugins.base import Plugin
+from worker.claims import StopReason
+from worker.cli.common import WORKER_FAULT, Failure
+from worker.config import Config
+from worker.embedded import EmbeddedQueue, open_embedded_queue
+from worker.ports import Ports
+from worker.queue.credentials import Credentials
+from worker.supervisor import Supervisor, run_worker, stop_on_signals
+
+
+@asynccontextmanager
+async def open_queue(ports: Ports, host: str, port: int, data: Path | None) -> AsyncGenerator[EmbeddedQueue, None]:
+    """The embedded queue. Raises Failure where it cannot begin."""
+    begun = False
+    try:
+        async with open_embedded_queue(ports, host=host, port=port, data=data) as queue:
+            begun = True
+            yield queue
+    except* (OSError, RuntimeError) as errors:
+        if begun:
+            raise
+        reasons = "; ".join(str(error) for error in errors.exceptions)
+        raise Failure(f"the queue cannot start on {host}, port {port}: {reasons}", WORKER_FAULT) from None
+
+
+def exports(queue: EmbeddedQueue) -> list[str]:
+    """The environment that leads clients to the queue: `NAME=value`, for a shell to take as it is."""
+    return [
+        f"TASKCLUSTER_ROOT_URL={queue.root_url}",
+        f"TASKCLUSTER_CLIENT_ID={queue.credentials.client_id}",
+        f"TASKCLUSTER_ACCESS_TOKEN={queue.credentials.access_token}",
+    ]
+
+
+def joined(config: Config, queue: EmbeddedQueue, **worker: object) -> Config:
+    """`config` for a worker of the embedded queue, with other values for `config.worker`.
+
+    Unless it says how much disk space there must be, it needs none: this is somebody's own machine.
+    """
+    if "minimum_disk_space" not in config.worker.model_fields_set:
+        worker.setdefault("minimum_disk_space", 0)
+    credentials = Credentials(queue.credentials.client_id, queue.credentials.access_token)
+    own = config.worker.model_copy(update=worker)
+    return dataclasses.replace(config, root_url=queue.root_url, credentials=credentials, worker=own)
+
+
+async def supervise(
+    config: Config, ports: Ports, extra_plugins: Mapping[str, type[Plugin[Any, Any]]] | None = None
+) -> StopReason:
+    """Run a worker, of which root URL and credentials are known, until it stops; SIGTERM and SIGINT stop it."""
+    assert config.root_url is not None
+    assert config.credentials is not None
+    root_url, credentials = config.root_url, config.credentials
+    reasons: list[StopReason] = []
+
+    async def work(*, task_status: trio.TaskStatus[Supervisor]) -> None:
+        reasons.append(
+            await run_worker(
+                config,
+                ports,
+                root_url=root_url,
+                credentials=credentials,
+                extra_plugins=extra_plugins,
+                task_status=task_status,
+            )
+        )
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        supervisor = await nursery.start(work)
+        nursery.start_soon(stop_on_signals, supervisor)
+    return reasons[0]
+
+
+async def wait_for_signal() -> None:
+    """Return at SIGTERM or SIGINT."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        await anext(aiter(signals))

@@ -1,0 +1,172 @@
+"""What this machine and its surroundings can do for a worker: each finding with its remedy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import trio
+
+import engines.registry
+import plugins.registry
+from worker.config import Config
+from worker.http import HttpError, open_http
+from worker.ports import Ports
+from worker.process import CgroupGroup, containment
+from worker.quantities import format_size
+from worker.queue.client import service
+from worker.queue.deployment import Deployment
+from worker.queue.errors import QueueError, Unauthorized
+from worker.queue.retry import RetryPolicy
+from worker.serving import listen
+from worker.workshop import configured_payload
+
+SKEW_TOLD, SKEW_BAD = 30.0, 15 * 60.0  # seconds; services refuse signatures that are 15 minutes off (facts page, 1)
+
+
+class Health(StrEnum):
+    """`BAD` keeps a worker from working."""
+
+    OK = "ok"
+    WARN = "warn"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one look found, and what to do about it."""
+
+    subject: str
+    health: Health
+    detail: str
+    remedy: str = ""
+
+
+async def examine(config: Config, ports: Ports) -> AsyncIterator[Finding]:
+    """Look at everything that a worker with this config needs."""
+    yield await ports.run_sync(_containment)
+    for finding in _installed():
+        yield finding
+    yield _payload(config)
+    yield await ports.run_sync(_disk, config)
+    yield await _webhooks(config)
+    for finding in await _queue(config, ports):
+        yield finding
+
+
+def _containment() -> Finding:
+    kind = containment()
+    if kind == CgroupGroup.kind:
+        return Finding("containment", Health.OK, "tasks run in cgroups of their own")
+    return Finding(
+        "containment",
+        Health.WARN,
+        f"{kind}: a task's process can escape from it",
+        "run as root, or where cgroups are delegated: systemd-run --user --scope -p Delegate=yes tc-worker run",
+    )
+
+
+def _installed() -> Iterator[Finding]:
+    for kind, registry in (("engine", engines.registry), ("plugin", plugins.registry)):
+        for name in registry.names():
+            try:
+                registry.load(name)
+            except (ImportError, AttributeError) as error:
+                yield Finding(f"{kind} {name}", Health.BAD, str(error), "install its package anew, or remove it")
+            else:
+                yield Finding(f"{kind} {name}", Health.OK, "is installed")
+
+
+def _payload(config: Config) -> Finding:
+    try:
+        dialects = configured_payload(config).dialects
+    except ValueError as error:
+        return Finding("payload", Health.BAD, str(error), "put one of the two plugins into plugins.disabled")
+    return Finding("payload", Health.OK, f"engine {config.engine} takes {', '.join(dialects)}")
+
+
+def _disk(config: Config) -> Finding:
+    work_dir = config.worker.work_dir
+    present = next(path for path in (work_dir, *work_dir.parents) if path.exists())
+    free, least = shutil.disk_usage(present).free, config.worker.minimum_disk_space
+    if not os.access(present, os.W_OK | os.X_OK) or not present.is_dir():
+        return Finding("disk", Health.BAD, f"{present} cannot be written to", "choose another worker.workDir")
+    detail = f"{_round(free)} free in {work_dir}"
+    if free < least:
+        remedy = "make room, or lower worker.minimumDiskSpace"
+        return Finding("disk", Health.BAD, f"{detail}, less than minimumDiskSpace, {format_size(least)}", remedy)
+    return Finding("disk", Health.OK, detail)
+
+
+def _round(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+async def _webhooks(config: Config) -> Finding:
+    where = f"{config.webhooks.host} port {config.webhooks.port}"
+    try:
+        listeners = await listen(config.webhooks.host, config.webhooks.port)
+    except OSError as error:
+        return Finding("webhooks", Health.BAD, f"cannot listen on {where}: {error}", "choose another webhooks.port")
+    for listener in listeners:
+        await listener.aclose()
+    return Finding("webhooks", Health.OK, f"can listen on {where}")
+
+
+async def _queue(config: Config, ports: Ports) -> list[Finding]:
+    if config.root_url is None:
+        remedy = "set rootUrl or TASKCLUSTER_ROOT_URL; tc-worker queue starts a queue here"
+        return [Finding("queue", Health.WARN, "none is named", remedy)]
+    async with open_http(ports) as http:
+        deployment = Deployment(config.root_url, http, ports, RetryPolicy(attempts=2, total=10))
+        try:
+            await service(deployment, "queue", lambda: None).call("ping", parse=_anything)
+        except (QueueError, HttpError) as error:
+            return [Finding("queue", Health.BAD, str(error), "check rootUrl, the network and the proxy settings")]
+        found = [Finding("queue", Health.OK, f"{config.root_url} answers"), _clock(deployment.skew)]
+        return [*found, await _credentials(config, deployment)]
+
+
+def _anything(document: Any) -> Any:
+    return document
+
+
+def _clock(skew: float) -> Finding:
+    # The answer's date has no fractions of a second.
+    detail = "agrees with the queue's" if abs(skew) < 2 else f"is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead'}"
+    remedy = "" if abs(skew) < SKEW_TOLD else "set the clock: let it follow a time server"
+    health = Health.BAD if abs(skew) > SKEW_BAD else Health.WARN if remedy else Health.OK
+    return Finding("clock", health, detail, remedy)
+
+
+async def _credentials(config: Config, deployment: Deployment) -> Finding:
+    if config.credentials is None:
+        remedy = "set credentials, or TASKCLUSTER_CLIENT_ID and TASKCLUSTER_ACCESS_TOKEN"
+        return Finding("credentials", Health.BAD, "there are none", remedy)
+    client = f"client {config.credentials.client_id}"
+    try:
+        scopes = await service(deployment, "auth", lambda: config.credentials).call("currentScopes", parse=_scopes)
+    except Unauthorized as error:
+        return Finding("credentials", Health.BAD, f"{client}: {error.message}", "renew the client, or its token")
+    except (QueueError, HttpError) as error:
+        return Finding("credentials", Health.WARN, f"{client}: cannot be examined: {error}")
+    own = config.worker
+    wanted = (f"queue:claim-work:{own.task_queue_id}", f"queue:worker-id:{own.worker_group}/{own.worker_id}")
+    if missing := [scope for scope in wanted if not _covered(scope, scopes)]:
+        return Finding(
+            "credentials", Health.BAD, f"{client} lacks {', '.join(missing)}", "grant the client these scopes"
+        )
+    return Finding("credentials", Health.OK, f"{client} may claim from {own.task_queue_id}")
+
+
+def _scopes(document: Any) -> list[str]:
+    return [str(scope) for scope in document["scopes"]]
+
+
+def _covered(scope: str, held: list[str]) -> bool:
+    return any(scope == own or (own.endswith("*") and scope.startswith(own[:-1])) for own in held)
