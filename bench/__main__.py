@@ -25,9 +25,7 @@ positive = click.IntRange(min=1)
 @click.option("--rounds", type=positive, help="Rounds, of which the medians are taken.")
 @click.option("--capacity", type=positive, help="Tasks at once.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=OUT, help="Folder for the results.")
-def main(
-    name: str | None, smoke: bool, tasks: int | None, rounds: int | None, capacity: int | None, out: Path
-) -> None:
+def main(name: str | None, smoke: bool, tasks: int | None, rounds: int | None, capacity: int | None, out: Path) -> None:
     """Run the benchmark NAME, or all of them; a table goes to stdout, it and the figures as JSON to the folder."""
     base = SMOKE if smoke else DEFAULT
     parameters = replace(

@@ -17,7 +17,9 @@ import trio
 from worker.queue.credentials import Credentials
 
 RUN_LIMIT = 600.0  # seconds for one run
-QUEUE_LIMIT = 30.0  # seconds until the queue is ready, and for its end
+QUEUE_LIMIT = 30.0  # seconds until the queue is ready
+TERM_LIMIT = 10.0  # seconds from TERM to KILL
+END_LIMIT = 15.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -75,24 +77,26 @@ async def open_queue(folder: Path) -> AsyncGenerator[Deployment, None]:
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=_environment()
         )
     try:
+        variables: dict[str, str] = {}
         with trio.move_on_after(QUEUE_LIMIT):
             variables = await _variables(process)
-            credentials = Credentials(variables["TASKCLUSTER_CLIENT_ID"], variables["TASKCLUSTER_ACCESS_TOKEN"])
-            deployment = Deployment(process.pid, variables["TASKCLUSTER_ROOT_URL"], credentials)
-        if process.returncode is not None or not variables:
+        if not variables:
             raise BenchmarkFailed(f"the queue did not start: {_tail(folder / 'queue.log')}")
-        yield deployment
+        credentials = Credentials(variables["TASKCLUSTER_CLIENT_ID"], variables["TASKCLUSTER_ACCESS_TOKEN"])
+        yield Deployment(process.pid, variables["TASKCLUSTER_ROOT_URL"], credentials)
     finally:
-        await _end(process)
+        with trio.move_on_after(END_LIMIT, shield=True):
+            await _end(process)
 
 
 async def _variables(process: trio.Process) -> dict[str, str]:
+    """What the queue prints when it is ready; nothing where it ended before."""
     assert process.stdout is not None
     text = b""
     while text.count(b"\n") < 3:
         chunk = await process.stdout.receive_some()
         if not chunk:
-            raise BenchmarkFailed("the queue ended before it was ready")
+            return {}
         text += chunk
     return dict(line.split("=", 1) for line in text.decode().splitlines())
 
@@ -115,7 +119,8 @@ async def run_measured(argv: Sequence[str], environment: dict[str, str], folder:
             cpu = await _cpu_at_end(process)
             await process.wait()
     finally:
-        await _end(process)
+        with trio.move_on_after(END_LIMIT, shield=True):
+            await _end(process)
     if limit.cancelled_caught or process.returncode != 0:
         outcome = "took too long" if limit.cancelled_caught else f"exited with code {process.returncode}"
         raise BenchmarkFailed(f"{' '.join(argv)} {outcome}: {_tail(path)}")
@@ -133,16 +138,15 @@ async def _cpu_at_end(process: trio.Process) -> Cpu:
 
 
 async def _end(process: trio.Process) -> None:
-    with trio.CancelScope(shield=True):
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        with trio.move_on_after(QUEUE_LIMIT):
-            await process.wait()
-        if process.returncode is None:
-            process.kill()
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+    with trio.move_on_after(TERM_LIMIT):
         await process.wait()
-        if process.stdout is not None:
-            await process.stdout.aclose()
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
+    if process.stdout is not None:
+        await process.stdout.aclose()
 
 
 @contextmanager

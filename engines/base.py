@@ -11,7 +11,7 @@ Each step is an async context manager. Steps may be entered or left under cancel
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
@@ -66,10 +66,10 @@ class Result(ABC):
         """A regular file; `path` is absolute or relative to the task's directory. Raises `File...`."""
 
     @abstractmethod
-    def walk(self, path: str) -> AsyncIterator[str]:
+    def walk(self, path: str) -> AsyncGenerator[str, None]:
         """The regular files in the folder `path` and below, as paths relative to it, sorted in each folder.
 
-        Links are left out. Raises `File...` for the folder itself.
+        Links are left out. Raises `File...` for the folder itself. Whoever leaves it early closes it (`aclosing`).
         """
 
 

@@ -16,7 +16,6 @@ MAX_CLAIM = 32  # tasks in one claim (schemas/queue/v1/claim-work-request.json)
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
 
 RECLAIM_LEAD = timedelta(minutes=3)
-# After a run must have ended, its log and artifacts are not ours any more; this is for killing, not for uploads.
 END_MARGIN = timedelta(seconds=5)
 
 
@@ -112,14 +111,20 @@ class ClaimState:
         self.stop = self.stop or reason
 
 
-def reclaim_at(taken_until: datetime, now: datetime) -> datetime:
-    """When to reclaim: three minutes before the claim ends, or when a third of it is left, if that is later.
+@dataclass(frozen=True, slots=True)
+class ClaimTimes:
+    """When to reclaim, and when a run that could not be reclaimed is ended, so that nothing executes past the claim."""
 
-    So several attempts fit, whatever the deployment's claim timeout is.
+    reclaim_at: datetime
+    end_at: datetime
+
+
+def claim_times(now: datetime, taken_until: datetime, kill_grace: timedelta) -> ClaimTimes:
+    """What to do in the time that is left of a claim: reclaim three minutes before its end, or after two thirds of it.
+
+    The later of both counts, so that several attempts fit, whatever the deployment's claim timeout is. The end leaves
+    time for killing; of a claim that is shorter than that, a half.
     """
-    return taken_until - min(RECLAIM_LEAD, max(timedelta(), (taken_until - now) / 3))
-
-
-def end_at(taken_until: datetime, kill_grace: timedelta) -> datetime:
-    """When a run that could not be reclaimed must be ended, so that nothing of it executes past the claim."""
-    return taken_until - kill_grace - END_MARGIN
+    left = max(timedelta(), taken_until - now)
+    end_at = taken_until - min(kill_grace + END_MARGIN, left / 2)
+    return ClaimTimes(max(taken_until - RECLAIM_LEAD, now + (end_at - now) * 2 / 3), end_at)

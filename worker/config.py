@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import httpx
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 import engines.registry
 import plugins.registry
@@ -39,6 +40,27 @@ class ConfigError(BadDocument):
 
 def _as_path(value: object) -> object:
     return Path(value) if isinstance(value, str) and value else value
+
+
+def _check_root_url(text: str) -> str:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    bare = url.path in {"", "/"} and not (url.query or url.fragment or url.userinfo)
+    if url.scheme not in {"http", "https"} or not url.host or not bare:
+        raise PydanticCustomError("root_url", "expected the http or https URL of a deployment, without path")
+    return text.rstrip("/")
+
+
+def _check_certificate(text: str | None) -> str | None:
+    try:
+        valid = not text or isinstance(json.loads(text), dict)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise PydanticCustomError("certificate", "expected the JSON text of a certificate")
+    return text or None
 
 
 WorkerName = Annotated[str, Field(pattern=WORKER_NAME_PATTERN)]
@@ -71,7 +93,7 @@ class WorkerConfig(Document):
     @classmethod
     def _not_zero(cls, value: timedelta) -> timedelta:
         if not value:
-            raise ValueError("expected more than 0 seconds")
+            raise PydanticCustomError("duration", "expected more than 0 seconds")
         return value
 
 
@@ -80,7 +102,7 @@ class CredentialsConfig(Document):
 
     client_id: Annotated[str, Field(min_length=1)]
     access_token: Annotated[str, Field(min_length=1, repr=False)]
-    certificate: Annotated[str | None, Field(repr=False)] = None
+    certificate: Annotated[str | None, AfterValidator(_check_certificate), Field(repr=False)] = None
 
 
 class PluginsConfig(Document):
@@ -94,7 +116,7 @@ class PluginsConfig(Document):
 class ConfigFile(Document):
     """A config file as it is written. The sections of engines and plugins are for these to validate."""
 
-    root_url: str | None = None
+    root_url: Annotated[str, AfterValidator(_check_root_url)] | None = None
     credentials: CredentialsConfig | None = None
     worker: WorkerConfig = Field(default_factory=WorkerConfig)  # not made at import: it has this machine's name
     engine: str = "native"
@@ -204,19 +226,18 @@ def _plugins(reading: Reading) -> Mapping[str, Document]:
 
 def _root_url(reading: Reading, file: ConfigFile | None, environ: Mapping[str, str]) -> str | None:
     """The file's, else the environment's."""
-    written = file.root_url if file else None
-    url = written or environ.get("TASKCLUSTER_ROOT_URL") or None
-    if url is not None and not _is_root_url(url):
-        path = "rootUrl" if written else "TASKCLUSTER_ROOT_URL"
-        reading.tell(path, "expected the http or https URL of a deployment, without path")
-    return url.rstrip("/") if url else None
+    if file is None or file.root_url is not None:
+        return file.root_url if file else None
+    url = environ.get("TASKCLUSTER_ROOT_URL") or None
+    return None if url is None else reading.checked("TASKCLUSTER_ROOT_URL", _check_root_url, url)
 
 
 def _credentials(reading: Reading, file: ConfigFile | None, environ: Mapping[str, str]) -> Credentials | None:
     """The file's, else the environment's."""
-    if file is not None and (written := file.credentials):
-        _check_certificate(reading, "credentials.certificate", written.certificate)
-        return Credentials(written.client_id, written.access_token, written.certificate or None)
+    if file is None:
+        return None
+    if written := file.credentials:
+        return Credentials(written.client_id, written.access_token, written.certificate)
     names = ("TASKCLUSTER_CLIENT_ID", "TASKCLUSTER_ACCESS_TOKEN")
     client_id, access_token = (environ.get(name, "") for name in names)
     if not client_id and not access_token:
@@ -224,24 +245,5 @@ def _credentials(reading: Reading, file: ConfigFile | None, environ: Mapping[str
     for name, other in (names, names[::-1]):
         if not environ.get(name):
             reading.tell(name, f"is not set in the environment, and {other} is")
-    certificate = environ.get("TASKCLUSTER_CERTIFICATE") or None
-    _check_certificate(reading, "TASKCLUSTER_CERTIFICATE", certificate)
+    certificate = reading.checked("TASKCLUSTER_CERTIFICATE", _check_certificate, environ.get("TASKCLUSTER_CERTIFICATE"))
     return Credentials(client_id, access_token, certificate)
-
-
-def _check_certificate(reading: Reading, path: str, certificate: str | None) -> None:
-    try:
-        valid = not certificate or isinstance(json.loads(certificate), dict)
-    except ValueError:
-        valid = False
-    if not valid:
-        reading.tell(path, "expected the JSON text of a certificate")
-
-
-def _is_root_url(text: str) -> bool:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        return False
-    bare = url.path in {"", "/"} and not (url.query or url.fragment or url.userinfo)
-    return url.scheme in {"http", "https"} and bool(url.host) and bare

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
-
-import trio
 
 import engines.registry
 import plugins.registry
@@ -47,16 +44,16 @@ class Finding:
     remedy: str = ""
 
 
-async def examine(config: Config, ports: Ports) -> AsyncIterator[Finding]:
-    """Look at everything that a worker with this config needs."""
-    yield await ports.run_sync(_containment)
+async def examine(config: Config, ports: Ports, tell: Callable[[Finding], None]) -> None:
+    """Look at everything that a worker with this config needs; `tell` gets each finding as it is made."""
+    tell(await ports.run_sync(_containment))
     for finding in _installed():
-        yield finding
-    yield _payload(config)
-    yield await ports.run_sync(_disk, config)
-    yield await _webhooks(config)
+        tell(finding)
+    tell(_payload(config))
+    tell(await ports.run_sync(_disk, config))
+    tell(await _webhooks(config))
     for finding in await _queue(config, ports):
-        yield finding
+        tell(finding)
 
 
 def _containment() -> Finding:

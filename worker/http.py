@@ -159,6 +159,16 @@ class _Exactly(AsyncIterator[bytes]):
         return chunk
 
 
+class _Body(httpx.AsyncByteStream):
+    # httpx's own wrapper is a generator, which a cancelled upload would leave to the garbage collector.
+
+    def __init__(self, source: AsyncIterable[bytes]) -> None:
+        self._source = source
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._source)
+
+
 class HttpClient:
     """Requests over one pool. A cancelled request closes its connection and leaves the others usable."""
 
@@ -198,6 +208,8 @@ class HttpClient:
         try:
             with flat_errors(what):
                 request = self._client.build_request(method.upper(), url, headers=headers, content=content)
+                if content is not None and not isinstance(content, bytes):
+                    request.stream = _Body(content)
                 response = await self._client.send(request, stream=True)
             stream = HttpStream(response, what)
             try:

@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
 from worker.errors import Problem
 from worker.references import Location, References
 from worker.schema import Document, JsonObject, names_by_path, path_of, problems_of, unknown_name
 
 D = TypeVar("D", bound=Document)
+V = TypeVar("V")
 
 
 class Part(Protocol):
@@ -69,6 +71,14 @@ class Reading:
                     holder = holder[step]
                 holder[detail["loc"][-1]] = parsed
         return value
+
+    def checked(self, path: str, check: Callable[[V], V], value: V) -> V:
+        """What `check` makes of a value from elsewhere; it raises as a validator of pydantic's does."""
+        try:
+            return check(value)
+        except PydanticCustomError as error:
+            self.tell(path, error.message())
+            return value
 
     def section(self, name: str) -> JsonObject:
         """The object of that name; an empty one where it is none, which the document's own model tells."""

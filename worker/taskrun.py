@@ -17,7 +17,7 @@ import trio
 
 from engines.base import Builder, Result
 from plugins.base import TaskHooks
-from worker.claims import end_at, reclaim_at
+from worker.claims import claim_times
 from worker.errors import FatalWorkerFault, MalformedPayload
 from worker.model import Cause, CauseKind, Resolution, RunKey, Severity, State, Verdict
 from worker.outcome import classify, combine, leaves, resolve
@@ -142,8 +142,9 @@ class TaskRun:
         """Reclaim in time, until the queue says that the run is no longer ours or the claim cannot be kept."""
         grace = self._workshop.services.kill_grace
         while True:
-            await self._sleep_until(reclaim_at(self._taken_until, self._ports.now()))
-            with trio.move_on_after(self._seconds_until(end_at(self._taken_until, grace))) as in_time:
+            times = claim_times(self._ports.now(), self._taken_until, grace)
+            await self._sleep_until(times.reclaim_at)
+            with trio.move_on_after(self._seconds_until(times.end_at)) as in_time:
                 if not await self._reclaim():
                     return
             if in_time.cancelled_caught:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated, ClassVar, Literal
 
@@ -70,7 +70,7 @@ class MockResult(Result):
             raise (FileInvalid if self._below(path) else FileMissing)(path)
         yield MemoryFile(self._files[path].encode())
 
-    async def walk(self, path: str) -> AsyncIterator[str]:
+    async def walk(self, path: str) -> AsyncGenerator[str, None]:
         if path in self._files:
             raise FileInvalid(path)
         if not (names := self._below(path)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class FolderResult(Result):
         finally:
             os.close(descriptor)
 
-    async def walk(self, path: str) -> AsyncIterator[str]:
+    async def walk(self, path: str) -> AsyncGenerator[str, None]:
         top = await self._ports.run_sync(self._folder, path)
         folders = [""]  # as deep as the tree is wide, not as it is large: each folder's own list is dropped when done
         while folders:

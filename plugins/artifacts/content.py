@@ -58,6 +58,5 @@ def encoding_of(path: str) -> Encoding:
 
 
 def _extension(path: str) -> str:
-    name = path.rpartition("/")[2]
-    _, dot, extension = name.rpartition(".")
-    return dot + extension.lower()
+    _, dot, extension = path.rpartition("/")[2].rpartition(".")
+    return f".{extension.lower()}" if dot else ""

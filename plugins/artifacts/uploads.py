@@ -7,8 +7,8 @@ Neither a large directory nor a large file is ever in memory as a whole.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import aclosing
 from itertools import count
 from posixpath import join
 
@@ -86,7 +86,7 @@ class _Schedule:
         prefix = prefix_of(item.name)
         self._log.say(f"Uploading artifacts {prefix}... from directory {item.path}")
         try:
-            async with _closing(self._result.walk(item.path)) as files:
+            async with aclosing(self._result.walk(item.path)) as files:
                 async for relative in files:
                     upload = Upload(next(self._order), item, join(item.path, relative), prefix + relative)
                     try:
@@ -106,12 +106,3 @@ class _Schedule:
         )
         await self._send.send(upload)
 
-
-@asynccontextmanager
-async def _closing(files: AsyncIterator[str]) -> AsyncGenerator[AsyncIterator[str], None]:
-    """Close an engine's walk, where it is a generator, in the scope that began it."""
-    try:
-        yield files
-    finally:
-        if isinstance(files, AsyncGenerator):
-            await files.aclose()

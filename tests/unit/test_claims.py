@@ -15,8 +15,7 @@ from worker.claims import (
     Finish,
     StopReason,
     Wait,
-    end_at,
-    reclaim_at,
+    claim_times,
 )
 
 
@@ -118,19 +117,19 @@ TestClaiming = Claiming.TestCase
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@given(st.integers(1, 100_000))
-def test_reclaims_before_the_claim_ends_and_not_at_once(seconds: int) -> None:
+@given(st.integers(1, 100_000), st.integers(0, 100))
+def test_there_is_time_to_reclaim_and_then_to_kill(seconds: int, grace: int) -> None:
     taken_until = NOW + timedelta(seconds=seconds)
-    assert NOW + timedelta(seconds=seconds) / 2 < reclaim_at(taken_until, NOW) < taken_until
+    times = claim_times(NOW, taken_until, timedelta(seconds=grace))
+    assert NOW < times.reclaim_at < times.end_at < taken_until
+    assert taken_until - times.end_at == min(timedelta(seconds=grace + 5), timedelta(seconds=seconds) / 2)
 
 
 def test_a_usual_claim_is_renewed_three_minutes_before_its_end() -> None:
-    assert reclaim_at(NOW + timedelta(minutes=20), NOW) == NOW + timedelta(minutes=17)
+    times = claim_times(NOW, NOW + timedelta(minutes=20), timedelta(seconds=5))
+    assert times.reclaim_at == NOW + timedelta(minutes=17)
+    assert times.end_at == NOW + timedelta(minutes=20, seconds=-10)
 
 
 def test_a_claim_that_is_over_is_renewed_now() -> None:
-    assert reclaim_at(NOW - timedelta(seconds=1), NOW) <= NOW
-
-
-def test_a_run_ends_so_early_that_killing_it_is_over_before_the_claim() -> None:
-    assert end_at(NOW, timedelta(seconds=5)) == NOW - timedelta(seconds=10)
+    assert claim_times(NOW, NOW - timedelta(seconds=1), timedelta(seconds=5)).reclaim_at <= NOW

@@ -37,7 +37,7 @@ async def start(tree: ProcessTree, script: str) -> bytes:
     )
     assert process.stdout is not None
     with trio.fail_after(10):
-        return await process.stdout.receive_some()
+        return bytes(await process.stdout.receive_some())
 
 
 def alive(pid: int) -> bool:

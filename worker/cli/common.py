@@ -41,7 +41,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for classes and reads it from instances
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it to stderr."""
@@ -101,7 +101,7 @@ def run_async(function: Callable[[], Awaitable[int]]) -> None:
 
     try:
         code = trio.run(function)
-    except BaseException as error:  # noqa: BLE001  # raised again unless it is understood
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001  # shown, and told as a bug
         failure = _failure_of(error)
         if failure is None:
             traceback.print_exception(error)

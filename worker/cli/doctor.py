@@ -20,16 +20,19 @@ def doctor(config_path: Path | None) -> None:
     set_up_logging(logging.CRITICAL)
 
     async def look() -> int:
-        from worker.doctor import Health, examine
+        from worker.doctor import Finding, Health, examine
         from worker.ports import Ports
 
-        click.echo(f"{'ok':<5} {'config':<18} {config.path or 'none: all is default'}")
-        bad = False
-        async for finding in examine(config, Ports()):
+        healths = set()
+
+        def tell(finding: Finding) -> None:
             click.echo(f"{finding.health:<5} {finding.subject:<18} {finding.detail}")
             if finding.remedy:
                 click.echo(f"{'':<24} → {finding.remedy}")
-            bad = bad or finding.health is Health.BAD
-        return FAILED if bad else 0
+            healths.add(finding.health)
+
+        tell(Finding("config", Health.OK, str(config.path or "no file: defaults and the environment")))
+        await examine(config, Ports(), tell)
+        return FAILED if Health.BAD in healths else 0
 
     run_async(look)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from io import FileIO
 from pathlib import Path
 
 import click
@@ -103,11 +104,21 @@ async def _download(session: Session, key: RunKey, name: str, target: Path, more
 
 
 async def _write(ports: Ports, path: Path, stream: HttpStream, more: Progress) -> None:
-    descriptor = await ports.run_sync(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
-    with os.fdopen(descriptor, "wb") as file:
+    with await ports.run_sync(_create, path) as file:
         async for chunk in stream.chunks():
-            await ports.run_sync(file.write, chunk)
+            await ports.run_sync(_write_whole, file, chunk)
             more(len(chunk))
+
+
+def _write_whole(file: FileIO, chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _create(path: Path) -> FileIO:
+    # Where somebody else may write too, a link in the file's place must not lead elsewhere.
+    return FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666), "wb")
 
 
 @contextmanager

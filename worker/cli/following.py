@@ -16,8 +16,8 @@ from worker.queue.errors import NotFound
 
 LIVE_LOG = "public/logs/live.log"  # while the task runs a stream, afterwards a link to the log that was uploaded
 SILENCE = 1.0  # seconds after which what there is of a running task's log has come, without --follow
-PAUSE = 1.0  # seconds between looks for a log that is not there yet
-ATTEMPTS = 5  # in a row without a byte
+PAUSE = 0.5  # seconds between looks for a log that is not there yet
+ATTEMPTS = 10  # in a row without a byte
 
 
 class _Stdout:

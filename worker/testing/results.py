@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -54,7 +54,7 @@ class FolderResult(Result):
         finally:
             file.close()
 
-    async def walk(self, path: str) -> AsyncIterator[str]:
+    async def walk(self, path: str) -> AsyncGenerator[str, None]:
         """As the interface says."""
         folder = self._folder(path)
         for relative in _files(folder, ""):

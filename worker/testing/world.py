@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from worker.claims import StopReason
 from worker.config import Config, parse_config
 from worker.embedded import EmbeddedQueue, open_embedded_queue
 from worker.http import HttpClients, open_http
@@ -21,7 +22,7 @@ from worker.queue.deployment import Deployment
 from worker.queue.models import CreateTaskRequest, TaskStatus
 from worker.queue.services import Queue
 from worker.schema import JsonObject
-from worker.supervisor import StopReason, Supervisor, run_worker
+from worker.supervisor import Supervisor, run_worker
 
 TASK_QUEUE = "proj-test/native"
 BACKING_LOG = "public/logs/live_backing.log"

@@ -121,15 +121,21 @@ async def _respond(scope: Scope, send: Send, status: int, body: bytes) -> None:
 async def open_webhooks(ports: Ports, config: WebhooksConfig) -> AsyncGenerator[Webhooks, None]:
     """The server, for as long as the block lasts; then its connections are closed at once.
 
-    Raises `FatalWorkerFault` where it cannot listen. A failure of the server cancels the block; errors come out of it
-    in an exception group, as from a nursery.
+    Raises `FatalWorkerFault` where it cannot listen, and what the block raises, as it is. A failure of the server, such
+    as of `accept`, cancels the block and comes in an exception group.
     """
     try:
         listeners = await listen(config.host, config.port)
     except OSError as error:
         raise FatalWorkerFault(f"webhooks: cannot listen on {config.host} port {config.port}: {error}") from error
     webhooks = Webhooks(ports, config.base_url(port_of(listeners)))
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve, webhooks, listeners))
-        yield webhooks
+        try:
+            yield webhooks
+        except Exception as error:  # noqa: BLE001  # raised below, where no nursery wraps it
+            failure = error
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

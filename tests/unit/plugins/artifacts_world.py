@@ -46,11 +46,17 @@ class Put:
 
 @dataclass
 class Storage:
-    """Takes PUTs. `answers` has statuses for the first ones; with a `gate` they wait for it before they are answered."""
+    """Takes PUTs. `answers` has statuses for the first ones.
+
+    With a `gate` they wait for it before they are answered, and with a `door` before their bodies are read; `arrivals`
+    counts those that came as far.
+    """
 
     puts: dict[str, Put] = field(default_factory=dict)
     answers: list[int] = field(default_factory=list)
     gate: trio.Event | None = None
+    door: trio.Event | None = None
+    arrivals: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(0))
     busy: int = 0
     most_busy: int = 0
 
@@ -58,10 +64,14 @@ class Storage:
         self.busy += 1
         self.most_busy = max(self.most_busy, self.busy)
         try:
+            if self.door is not None:
+                self.arrivals.release()
+                await self.door.wait()
             put = await self._receive(scope, receive)
             if put is None:
                 return
             if self.gate is not None:
+                self.arrivals.release()
                 await self.gate.wait()
         finally:
             self.busy -= 1

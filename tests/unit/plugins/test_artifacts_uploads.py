@@ -89,14 +89,19 @@ async def test_lines_are_in_the_payloads_order_whatever_ends_first(tmp_path: Pat
         for path in ("z.txt", "out/b.zip", "out/a.txt", "c"):
             world.write(path)
         await world.upload(file("z.txt", name="public/z.txt"), directory("out", name="public/out"), file("c"))
-        expiry = "and expiry 2026-02-01T12:00:00.000Z"
+        text, zipped, unknown = "text/plain", "application/zip", "application/octet-stream"
         assert [line.partition("] ")[2] for line in world.log.splitlines()] == [
-            f'Uploading artifact public/z.txt from file z.txt with content encoding "gzip", mime type "text/plain" {expiry}',
+            uploading("public/z.txt", "z.txt", "gzip", text),
             "Uploading artifacts public/out/... from directory out",
-            f'Uploading artifact public/out/a.txt from file out/a.txt with content encoding "gzip", mime type "text/plain" {expiry}',
-            f'Uploading artifact public/out/b.zip from file out/b.zip with content encoding "identity", mime type "application/zip" {expiry}',
-            f'Uploading artifact c from file c with content encoding "gzip", mime type "application/octet-stream" {expiry}',
+            uploading("public/out/a.txt", "out/a.txt", "gzip", text),
+            uploading("public/out/b.zip", "out/b.zip", "identity", zipped),
+            uploading("c", "c", "gzip", unknown),
         ]
+
+
+def uploading(name: str, path: str, encoding: str, content_type: str) -> str:
+    what = f'content encoding "{encoding}", mime type "{content_type}" and expiry 2026-02-01T12:00:00.000Z'
+    return f"Uploading artifact {name} from file {path} with {what}"
 
 
 async def test_equal_files_make_equal_bytes(tmp_path: Path) -> None:
@@ -117,8 +122,8 @@ async def test_as_many_at_once_as_configured_and_no_more(tmp_path: Path) -> None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.upload, directory("out"))
             with trio.fail_after(10):
-                while world.storage.busy < 3:
-                    await trio.sleep(0.01)
+                for _ in range(3):
+                    await world.storage.arrivals.acquire()
             world.storage.gate.set()
         assert world.storage.most_busy == 3
         assert len(world.storage.puts) == 12
@@ -179,13 +184,12 @@ async def test_without_a_sandbox_nothing_is_uploaded_and_nothing_held_against_th
 
 async def test_cancellation_ends_uploads_under_way_and_leaves_nothing_behind(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
-        world.storage.gate = trio.Event()
-        world.write("noise", os.urandom(2 * 1024 * 1024))
+        world.storage.door = trio.Event()
+        world.write("noise", os.urandom(8 * 1024 * 1024))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(world.upload, file("noise"), directory("."))
+            nursery.start_soon(world.upload, file("noise"))
             with trio.fail_after(10):
-                while not world.storage.busy:
-                    await trio.sleep(0.01)
+                await world.storage.arrivals.acquire()
             nursery.cancel_scope.cancel()
         assert world.storage.puts == {}
         assert list((tmp_path / "work").iterdir()) == []

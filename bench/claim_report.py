@@ -1,0 +1,122 @@
+"""What `bench.claim` found, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+from bench.parameters import Parameters
+from bench.report import Figure, figure, table
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One variant in one round. CPU is in milliseconds for a task, start-up taken off; `busy` is a share of a core.
+
+    `cpu` is the process' own; `children_cpu` that of the processes which it started.
+    """
+
+    round: int
+    variant: str
+    completed: int
+    seconds: float
+    tasks_per_second: float
+    cpu: float
+    children_cpu: float
+    queue_cpu: float
+    busy: float
+    queue_busy: float
+    startup_cpu_seconds: float
+
+
+FIGURES = tuple(field.name for field in fields(Measurement) if field.name not in {"round", "variant"})
+RATIOS = ("tasks_per_second", "cpu")
+COLUMNS = {
+    "CPU, children": "children_cpu",
+    "CPU, queue": "queue_cpu",
+    "busy": "busy",
+    "busy, queue": "queue_busy",
+    "start-up": "startup_cpu_seconds",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that is told. `limits` has the variants in order, each with the one that it is compared with, if any."""
+
+    date: str
+    machine: dict[str, str]
+    load_average: tuple[float, float]
+    parameters: Parameters
+    limits: dict[str, str | None]
+    calls: dict[str, dict[str, float]]
+    measurements: list[Measurement]
+    spawns_per_second: list[float]
+
+    def figure(self, variant: str, name: str) -> Figure:
+        """One figure of a variant, over all rounds."""
+        return figure(self._values(variant, name))
+
+    def ratio(self, variant: str, name: str) -> Figure | None:
+        """Of a variant's figure to that of its limit in the same round."""
+        limit = self.limits[variant]
+        if limit is None:
+            return None
+        pairs = zip(self._values(variant, name), self._values(limit, name), strict=True)
+        # Over a few tasks the kernel may account nothing.
+        return figure(own / other if other else 0.0 for own, other in pairs)
+
+    def _values(self, variant: str, name: str) -> list[float]:
+        return [float(getattr(each, name)) for each in self.measurements if each.variant == variant]
+
+    def to_json(self) -> str:
+        """All of it, with the medians and the ratios that follow from it."""
+        figures = {each: {name: asdict(self.figure(each, name)) for name in FIGURES} for each in self.limits}
+        ratios = {
+            each: {name: asdict(ratio) for name in RATIOS if (ratio := self.ratio(each, name))}
+            for each, limit in self.limits.items()
+            if limit
+        }
+        return json.dumps({**asdict(self), "figures": figures, "ratios": ratios}, indent=1) + "\n"
+
+    def to_text(self) -> str:
+        """Tables, in Markdown."""
+        used, (before, after) = self.parameters, self.load_average
+        about = ", ".join(f"{name} {value}" for name, value in self.machine.items())
+        compared = ", ".join(f"{limit} for {each}" for each, limit in self.limits.items() if limit)
+        counts = f"{used.tasks} tasks a run, {used.capacity} at once"
+        return "\n".join(
+            [
+                f"# claim, {self.date}\n",
+                f"{counts}; median (lowest to highest) of {used.rounds} rounds.",
+                f"Machine: {about}; load average {before:.1f} before, {after:.1f} after.\n",
+                self._figures_table(),
+                f"\nspawn alone: {figure(self.spawns_per_second).shown()} processes a second, {used.capacity} at once.",
+                f"The limit is {compared}, in the same round.",
+                "CPU: milliseconds for a task, start-up taken off. busy: share of one core. start-up: CPU seconds.\n",
+                "## Calls for one task\n",
+                self._calls_table(),
+                "",
+            ]
+        )
+
+    def _figures_table(self) -> str:
+        rows = []
+        for variant in self.limits:
+            speed, cost = (self.ratio(variant, name) for name in RATIOS)
+            rows.append(
+                [
+                    variant,
+                    self.figure(variant, "tasks_per_second").shown(),
+                    speed.shown() if speed else "",
+                    self.figure(variant, "cpu").shown(),
+                    cost.shown() if cost else "",
+                    *(self.figure(variant, name).shown() for name in COLUMNS.values()),
+                ]
+            )
+        return table(["", "tasks/s", "of limit", "CPU", "of limit", *COLUMNS], rows)
+
+    def _calls_table(self) -> str:
+        kinds = sorted({kind for each in self.calls.values() for kind in each})
+        rows = [[kind, *(f"{each.get(kind, 0):.3g}" for each in self.calls.values())] for kind in kinds]
+        return table(["", *self.calls], rows)

@@ -1,0 +1,65 @@
+"""The tasks that a benchmark's workers run: created beforehand, looked at afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import trio
+
+from bench.processes import BenchmarkFailed, Deployment
+from worker.http import open_http
+from worker.ports import Ports
+from worker.queue import deployment as services
+from worker.queue.models import TaskStatus
+from worker.queue.services import Queue
+from worker.taskfile import complete_task
+
+AT_ONCE = 16
+
+
+@asynccontextmanager
+async def open_client(deployment: Deployment, ports: Ports) -> AsyncGenerator[Queue, None]:
+    """The typed client of the queue, as its root client."""
+    async with open_http(ports) as http:
+        yield Queue(services.Deployment(deployment.root_url, http, ports), lambda: deployment.credentials)
+
+
+async def create_tasks(deployment: Deployment, pool: str, payload: dict[str, Any], number: int) -> list[str]:
+    """Create so many equal tasks, several at once; their ids."""
+    ports = Ports()
+    task = complete_task({"payload": payload}, "bench", pool, ports.now())
+    ids = [ports.slug() for _ in range(number)]
+    limiter = trio.CapacityLimiter(AT_ONCE)
+    async with open_client(deployment, ports) as queue:
+
+        async def create(task_id: str) -> None:
+            async with limiter:
+                await queue.create_task(task_id, task)
+
+        async with trio.open_nursery() as nursery:
+            for task_id in ids:
+                nursery.start_soon(create, task_id)
+    return ids
+
+
+async def seconds_to_run(deployment: Deployment, ids: list[str]) -> float:
+    """From the first claim to the last resolution, by the queue's clock.
+
+    Raises BenchmarkFailed unless each task was completed, by one run.
+    """
+    async with open_client(deployment, Ports()) as queue:
+        statuses = [found.status for found in await queue.statuses(ids)]
+    if len(statuses) != len(ids) or not all(_completed_once(status) for status in statuses):
+        ends = sorted({f"{status.state} after {len(status.runs)} runs" for status in statuses})
+        raise BenchmarkFailed(f"{len(statuses)} of {len(ids)} tasks are known; they are {', '.join(ends)}")
+    runs = [status.runs[0] for status in statuses]
+    started = [run.started for run in runs if run.started]
+    resolved = [run.resolved for run in runs if run.resolved]
+    return (max(resolved) - min(started)) / timedelta(seconds=1)
+
+
+def _completed_once(status: TaskStatus) -> bool:
+    return status.state == "completed" and len(status.runs) == 1

@@ -1,0 +1,158 @@
+"""The plugin `livelog`.
+
+while it runs   live.log ─ reference ─▸ the worker's web server
+afterwards      live.log ─ link ─▸ live_backing.log ─▸ storage
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import ClassVar
+
+import trio
+
+from plugins.base import Plugin, TaskHooks
+from plugins.livelog.backing import gzipped
+from plugins.livelog.payload import DockerWorkerLiveLog, GenericWorkerLiveLog, LiveLogPayload
+from plugins.livelog.viewers import Viewers
+from worker.errors import ResourceUnavailable, WorkerFault
+from worker.http import HttpError
+from worker.model import Resolution
+from worker.quantities import Duration
+from worker.queue.errors import QueueError
+from worker.queue.models import LinkArtifactRequest, ReferenceArtifactRequest, TaskDefinition
+from worker.queue.retry import RetryPolicy
+from worker.queue.upload import UPLOAD_POLICY, upload_artifact
+from worker.run import Run
+from worker.schema import Document
+from worker.services import Services
+
+CONTENT_TYPE = "text/plain; charset=utf-8"
+
+# Beyond the deadline, for the end of a task that was ended by it: until the link is there.
+REFERENCE_GRACE = timedelta(minutes=15)
+
+# Seconds that viewers get after the report to read the rest of the log.
+READ_LIMIT = 1.0
+
+
+class LiveLogConfig(Document):
+    """`delay`: how long a task must run before its live log is announced, which costs the queue a call."""
+
+    delay: Duration = timedelta(seconds=1)
+
+
+class LiveLogHooks(TaskHooks):
+    """One run's log. `url` is where the live log can be seen, None where the task wants none."""
+
+    def __init__(
+        self,
+        config: LiveLogConfig,
+        services: Services,
+        run: Run[LiveLogPayload],
+        url: str | None,
+        upload_policy: RetryPolicy,
+    ) -> None:
+        self._config = config
+        self._services = services
+        self._run = run
+        self._names = run.payload.names
+        self._url = url
+        self._upload_policy = upload_policy
+
+    async def background(self) -> None:
+        """Announce the live log, unless the task ends before anybody could look."""
+        await trio.sleep(self._config.delay.total_seconds())
+        if self._names.live is None or self._url is None:
+            return
+        request = ReferenceArtifactRequest(
+            content_type=CONTENT_TYPE, expires=_reference_expires(self._run.task), url=self._url
+        )
+        try:
+            await self._run.queue.create_artifact(self._run.key, self._names.live, request)
+        except (QueueError, HttpError) as error:
+            # The queue's message may quote the request, and in it the URL that holds a secret.
+            reason = str(error).replace(self._url, "***")
+            self._run.log.warn(f"the live log could not be announced: {reason}")
+
+    async def finished(self, resolution: Resolution) -> None:
+        """Store the log and point the live log to it. Raises `ResourceUnavailable`, or `WorkerFault` for the disk."""
+        if self._names.backing is None:
+            return
+        async with trio.open_nursery() as nursery:
+            # The queue takes a link to what is not there yet.
+            if self._names.live is not None:
+                nursery.start_soon(self._link, self._names.live, self._names.backing)
+            await self._store(self._names.backing)
+
+    async def _store(self, name: str) -> None:
+        try:
+            async with gzipped(self._services.ports, self._run.log.path) as content:
+                await upload_artifact(
+                    self._run.queue,
+                    self._services.http,
+                    self._services.ports,
+                    self._run.key,
+                    name,
+                    content_type=CONTENT_TYPE,
+                    content_encoding="gzip",
+                    expires=_expires(self._run.task),
+                    open_content=content.open,
+                    length=content.length,
+                    policy=self._upload_policy,
+                )
+        except (QueueError, HttpError) as error:
+            raise ResourceUnavailable(f"the log could not be uploaded: {error}") from error
+        except OSError as error:
+            raise WorkerFault(f"the log could not be compressed: {error.strerror or error}") from error
+
+    async def _link(self, live: str, backing: str) -> None:
+        request = LinkArtifactRequest(artifact=backing, content_type=CONTENT_TYPE, expires=_expires(self._run.task))
+        try:
+            await self._run.queue.create_artifact(self._run.key, live, request)
+        except (QueueError, HttpError) as error:
+            raise ResourceUnavailable(f"the log could not be linked: {error}") from error
+
+
+class LiveLog(Plugin[LiveLogConfig, LiveLogPayload]):
+    """Every run has a log that can be read while it runs and afterwards, also where its payload is malformed."""
+
+    Config = LiveLogConfig
+    payloads: ClassVar = {"generic-worker": GenericWorkerLiveLog, "docker-worker": DockerWorkerLiveLog}
+    malformed = True
+
+    def __init__(
+        self, config: LiveLogConfig, services: Services, *, upload_policy: RetryPolicy = UPLOAD_POLICY
+    ) -> None:
+        super().__init__(config, services)
+        self._upload_policy = upload_policy
+
+    @asynccontextmanager
+    async def task_scope(self, run: Run[LiveLogPayload]) -> AsyncGenerator[TaskHooks, None]:
+        """Serve the log, if the task wants that; viewers that lag behind get a second to read the rest."""
+        if run.payload.names.live is None:
+            yield self._hooks(run, None)
+            return
+        viewers = Viewers(run.log)
+        async with self.services.webhooks.attach(viewers) as url:
+            yield self._hooks(run, url)
+            with trio.move_on_after(READ_LIMIT):
+                await viewers.wait_read()
+
+    def _hooks(self, run: Run[LiveLogPayload], url: str | None) -> LiveLogHooks:
+        return LiveLogHooks(self.config, self.services, run, url, self._upload_policy)
+
+
+def _expires(task: TaskDefinition) -> datetime:
+    """The log is kept as long as the task. The queue fills `expires` in; without it the deadline is surely allowed."""
+    return task.expires or task.deadline
+
+
+def _reference_expires(task: TaskDefinition) -> datetime:
+    """Soon after the run's end at the latest, which is its deadline: `maxRunTime` is another plugin's to know.
+
+    The queue lets an expiry only grow, and the link that follows has a later one.
+    """
+    return min(task.deadline + REFERENCE_GRACE, _expires(task))
