@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from bench.bare import COMMAND, Load, run_tasks
 from bench.claim_report import Measurement, Report
 from bench.load import create_tasks, seconds_to_run
 from bench.parameters import Parameters
-from bench.processes import Deployment, cpu_of, open_queue, run_measured
+from bench.processes import Deployment, cpu_of, cpu_of_machine, open_queue, run_measured
 from bench.recording import RecordingPorts, per_task
 from bench.report import load_average, machine
 from worker.config import load_config
@@ -129,9 +130,11 @@ async def _measure(
     environment, tasks, capacity = queue.environment(), parameters.tasks, parameters.capacity
     start, _ = await run_measured(variant.argv(folder, 0, capacity), environment, folder)
     ids = await create_tasks(queue, POOL, variant.payload, tasks)
-    queue_before = cpu_of(queue.pid)
+    queue_before, machine_before, begun = cpu_of(queue.pid), cpu_of_machine() - time.process_time(), trio.current_time()
     whole, _ = await run_measured(variant.argv(folder, tasks, capacity), environment, folder)
     queue_used = (cpu_of(queue.pid) - queue_before).own
+    others = cpu_of_machine() - time.process_time() - machine_before - whole.own - whole.children - queue_used
+    wall = trio.current_time() - begun
     seconds = await seconds_to_run(queue, ids)
     used = whole - start
     return Measurement(
@@ -145,6 +148,7 @@ async def _measure(
         queue_cpu=1000 * queue_used / tasks,
         busy=used.own / seconds,
         queue_busy=queue_used / seconds,
+        others_busy=max(0.0, others) / wall,
         startup_cpu_seconds=start.own,
     )
 

@@ -13,7 +13,8 @@ from bench.report import Figure, figure, table
 class Measurement:
     """One variant in one round. CPU is in milliseconds for a task, start-up taken off; `busy` is a share of a core.
 
-    `cpu` is the process' own; `children_cpu` that of the processes which it started.
+    `cpu` is the process' own; `children_cpu` that of the processes which it started. `others_busy` is for what had
+    nothing to do with the benchmark.
     """
 
     round: int
@@ -26,6 +27,7 @@ class Measurement:
     queue_cpu: float
     busy: float
     queue_busy: float
+    others_busy: float
     startup_cpu_seconds: float
 
 
@@ -36,6 +38,7 @@ COLUMNS = {
     "CPU, queue": "queue_cpu",
     "busy": "busy",
     "busy, queue": "queue_busy",
+    "busy, others": "others_busy",
     "start-up": "startup_cpu_seconds",
 }
 

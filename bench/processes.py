@@ -45,6 +45,13 @@ def cpu_of(pid: int) -> Cpu:
     return Cpu(user + system, children_user + children_system)
 
 
+def cpu_of_machine() -> float:
+    """Seconds that all cores together have not been idle, taken by other machines on the same hardware included."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
+    return (user + nice + system + irq + softirq + steal) / TICKS
+
+
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """Where the queue is, and who may do everything there."""

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 1000  # more wait in the kernel's queue until one of these ends
 
 # Longer than our own clients keep an idle connection, so that it is not closed while a request is on its way.
-KEEP_ALIVE = 60.0  # seconds; also the longest that a request's headers may take
+KEEP_ALIVE = 60.0  # seconds
 
 MAX_HEADERS = 64 * 1024  # bytes; a certificate with many scopes makes a long Authorization header
 
@@ -80,15 +80,18 @@ async def serve(
     listeners: list[trio.SocketListener],
     *,
     max_connections: int = MAX_CONNECTIONS,
+    keep_alive: float = KEEP_ALIVE,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` on `listeners` until cancelled; then they and all connections are closed at once, as they are.
 
     Nothing that a peer does ends it. A request whose application raises is answered with 500 where that is still
     possible. An application whose peer has gone is told so by `receive`, and its `send` raises `PeerGone`.
+    A connection is closed when it has had no request for `keep_alive` seconds, be it that a half one came. Beyond
+    `max_connections` peers wait.
     The application's lifespan is the caller's affair: no lifespan events are sent.
     """
-    config = _config()
+    config = _config(keep_alive)
     wrapped = wrap_app(cast("ASGIFramework", app), config.wsgi_max_body_size, "asgi")
     context = WorkerContext(None)
     slots = trio.Semaphore(max_connections)
@@ -109,12 +112,12 @@ async def serve(
         task_status.started()
 
 
-def _config() -> Config:
+def _config(keep_alive: float) -> Config:
     config = Config()
     config.accesslog = None
     config.errorlog = log
     config.include_server_header = False
-    config.keep_alive_timeout = KEEP_ALIVE
+    config.keep_alive_timeout = keep_alive
     config.h11_max_incomplete_size = MAX_HEADERS
     return config
 

@@ -1,8 +1,8 @@
 """The root of a worker: claims tasks up to the free capacity, runs each in a child of one nursery, and drains.
 
-    services        HTTP clients, webhook server, engine and plugins
-    └─ tasks        one child per claimed run; its deadline is the last resort of a drain and reports nothing
-       └─ claiming  asks, waits for places, backs off, until there is a reason to stop
+services        HTTP clients, webhook server, engine and plugins; beside the tasks: the poll for cancelled ones
+└─ tasks        one child per claimed run; its deadline is the last resort of a drain and reports nothing
+   └─ claiming  asks, waits for places, backs off, until there is a reason to stop
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import trio
 
 from plugins.base import Plugin
+from worker.cancelpoll import CancelPoll
 from worker.claims import Claim, ClaimState, Finish, StopReason, Wait
 from worker.config import Config, WorkerConfig
 from worker.http import open_http
@@ -66,13 +67,20 @@ class Supervisor:
 
         When it returns nothing runs. Cancelled, it kills what runs and reports nothing.
         """
+        async with trio.open_nursery() as monitors:
+            poll = CancelPoll(self._queue, self._ports, self._config.cancel_poll_interval, self._runs)
+            monitors.start_soon(poll.run)
+            await self._claim_and_drain()
+            monitors.cancel_scope.cancel()
+        return self._state.stop or StopReason.STOPPED
+
+    async def _claim_and_drain(self) -> None:
         with self._tasks:
             async with trio.open_nursery() as tasks:
                 reason = await self._claim_until_finished(tasks)
                 log.info("no more claims: %s; %d running", reason.value, len(self._runs))
         if self._tasks.cancelled_caught:
             log.error("gave up waiting for tasks to end; the queue will see their claims expire")
-        return self._state.stop or StopReason.STOPPED
 
     def stop(self) -> None:
         """Claim no more; running tasks end as `shutdown.onTerm` says."""

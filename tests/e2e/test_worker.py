@@ -226,13 +226,23 @@ async def test_a_long_task_keeps_its_claim_and_its_credentials_stay_fresh(tmp_pa
 
 
 async def test_a_cancelled_task_is_ended_and_nothing_is_reported(tmp_path: Path) -> None:
-    async with open_world(tmp_path, claim_timeout=timedelta(seconds=6)) as world:
+    async with open_world(tmp_path) as world:
         task_id = await world.create(shell("echo begun; sleep 1000"))
-        async with world.worker(world.config(numberOfTasks=1)) as worker:
+        async with world.worker(world.config(numberOfTasks=1, cancelPollInterval=0.2)) as worker:
             await world.until(task_id, "running")
             await world.queue.cancel_task(task_id)
             await worker.done.wait()
         assert reasons(await world.queue.status(task_id)) == [("exception", "canceled")]
+        assert "was cancelled" in last_line(await world.log(task_id))
+
+
+async def test_a_reclaim_that_is_refused_ends_the_run_too(tmp_path: Path) -> None:
+    async with open_world(tmp_path, claim_timeout=timedelta(seconds=6)) as world:
+        task_id = await world.create(shell("echo begun; sleep 1000"))
+        async with world.worker(world.config(numberOfTasks=1, cancelPollInterval=1000)) as worker:
+            await world.until(task_id, "running")
+            await world.queue.cancel_task(task_id)
+            await worker.done.wait()
         assert "ended this run" in last_line(await world.log(task_id))
 
 

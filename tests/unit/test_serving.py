@@ -75,11 +75,11 @@ class Application:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, max_connections: int = 100) -> AsyncGenerator[int, None]:
+async def serving(app: ASGIApp, max_connections: int = 100, keep_alive: float = 60.0) -> AsyncGenerator[int, None]:
     """Serves `app`, gives the port, and checks that the end comes at once."""
     listeners = await listen("127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve, app, listeners, max_connections=max_connections))
+        await nursery.start(partial(serve, app, listeners, max_connections=max_connections, keep_alive=keep_alive))
         yield port_of(listeners)
         nursery.cancel_scope.cancel()
         began = trio.current_time()
@@ -264,6 +264,31 @@ async def test_an_idle_connection_frees_its_slot_when_the_peer_goes() -> None:
             await stream.receive_some()
         with trio.fail_after(SECONDS):
             await check_alive(port)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHo",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        HANDSHAKE.replace(b"Version: 13", b"Version: 99"),
+    ],
+)
+async def test_a_connection_without_a_request_is_closed_after_a_while(sent: bytes) -> None:
+    async with serving(Application(), keep_alive=0.05) as port, await connect(port) as stream:
+        await stream.send_all(sent)
+        with trio.fail_after(SECONDS):
+            await read_all(stream)
+
+
+async def test_a_long_request_is_not_idle() -> None:
+    app = Application()
+    async with serving(app, keep_alive=0.05) as port, await connect(port) as stream:
+        await stream.send_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+        with trio.move_on_after(0.5):
+            await app.left.wait()
+        assert not app.left.is_set()
 
 
 async def test_websockets() -> None:

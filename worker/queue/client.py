@@ -67,18 +67,22 @@ class ServiceClient:
         route_args, payload, _, _, _ = self._processArgs(entry, *args)
         return await self._perform(entry, route_args, payload, query or {}, parse, policy)
 
-    async def pages(self, method: str, *args: Any, parse: Callable[[Any], T]) -> list[T]:
+    async def pages(
+        self, method: str, *args: Any, parse: Callable[[Any], T], policy: RetryPolicy | None = None
+    ) -> list[T]:
         """Every page of a method that answers with a `continuationToken`, as `parse` makes them."""
 
         def with_token(document: Any) -> tuple[T, str | None]:
             return parse(document), document.get("continuationToken")
 
-        page, token = await self.call(method, *args, parse=with_token)
-        result = [page]
-        while token:
-            page, token = await self.call(method, *args, parse=with_token, query={"continuationToken": token})
+        result: list[T] = []
+        query: dict[str, str] = {}
+        while True:
+            page, token = await self.call(method, *args, parse=with_token, query=query, policy=policy)
             result.append(page)
-        return result
+            if not token:
+                return result
+            query = {"continuationToken": token}
 
     async def _makeApiCall(self, entry: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: N802
         # Every method of the package's classes ends here.

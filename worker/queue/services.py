@@ -44,6 +44,7 @@ from worker.queue.models import (
     TaskStatusWithId,
     WebsocktunnelTokenResponse,
 )
+from worker.queue.retry import RetryPolicy
 from worker.queue.wire import format_time
 
 ArtifactRequest: TypeAlias = (
@@ -136,17 +137,20 @@ class Queue:
         """The definition of a task."""
         return await self.client.call("task", task_id, parse=TaskDefinition.model_validate)
 
-    async def status(self, task_id: str) -> TaskStatus:
+    async def status(self, task_id: str, *, policy: RetryPolicy | None = None) -> TaskStatus:
         """The state of a task and of its runs."""
-        return (await self.client.call("status", task_id, parse=TaskStatusResponse.model_validate)).status
+        answer = await self.client.call("status", task_id, parse=TaskStatusResponse.model_validate, policy=policy)
+        return answer.status
 
-    async def statuses(self, task_ids: Iterable[str]) -> list[TaskStatusWithId]:
+    async def statuses(self, task_ids: Iterable[str], *, policy: RetryPolicy | None = None) -> list[TaskStatusWithId]:
         """The states of many tasks, in one call where they are at most 1000. Unknown ids are left out."""
         ids = list(task_ids)
         result: list[TaskStatusWithId] = []
         for start in range(0, len(ids), STATUSES_A_CALL):
             request = TasksRequest(task_ids=ids[start : start + STATUSES_A_CALL])
-            pages = await self.client.pages("statuses", request, parse=TasksStatusesResponse.model_validate)
+            pages = await self.client.pages(
+                "statuses", request, parse=TasksStatusesResponse.model_validate, policy=policy
+            )
             result += [status for page in pages for status in page.statuses]
         return result
 

@@ -28,7 +28,7 @@ from worker.model import Resolution, RunKey, State
 from worker.outcome import leaves
 from worker.payload import Owner, PayloadSchema
 from worker.ports import Ports
-from worker.queue.errors import Conflict, QueueError, Unavailable
+from worker.queue.errors import Conflict, NotFound, QueueError, Unavailable
 from worker.queue.models import LinkArtifactRequest, ReferenceArtifactRequest, S3ArtifactRequest
 from worker.queue.retry import RetryPolicy
 from worker.queue.services import ArtifactAnswer, ArtifactRequest
@@ -37,6 +37,8 @@ from worker.services import Services
 from worker.serving import listen, port_of, serve
 from worker.tasklog import TaskLog
 from worker.testing.runs import RecordingQueue, log_text, open_run, open_services, task_definition
+from worker.testing.world import World as Deployed
+from worker.testing.world import open_world
 from worker.webhooks import WebhooksConfig, open_webhooks
 
 LIVE, BACKING = "public/logs/live.log", "public/logs/live_backing.log"
@@ -469,3 +471,37 @@ async def test_nothing_of_this_logs_a_secret(tmp_path: Path, caplog: pytest.LogC
         await here.client.get(url)
         ours = [record.getMessage() for record in caplog.records if record.name.startswith("worker")]
         assert httpx.URL(url).path.strip("/") not in " ".join(ours)
+
+
+# With a whole worker and a queue
+
+
+async def test_a_running_task_can_be_watched_and_its_log_read_afterwards(tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    script = f"echo one; while ! test -e {go_on}; do sleep 0.05; done; echo two"
+    (tmp_path / "world").mkdir()
+    with trio.fail_after(60):
+        async with open_world(tmp_path / "world") as here:
+            task_id = await here.create({"command": [["sh", "-c", script]], "maxRunTime": 60})
+            async with here.worker(here.config(numberOfTasks=1, plugins={"livelog": {"delay": 0}})) as worker:
+                url = await announced(here, task_id)
+                seen = b""
+                async with here.http.bulk.stream("GET", url) as answer:
+                    async for chunk in answer.chunks():
+                        seen += chunk
+                        if b"\none\n" in seen:
+                            await trio.Path(go_on).touch()
+                await here.resolved(task_id)
+                await worker.done.wait()
+            assert b"\ntwo\n" in seen
+            assert seen == await here.artifact(task_id, LIVE) == await here.artifact(task_id, BACKING)
+
+
+async def announced(here: Deployed, task_id: str) -> str:
+    """Wait for the live log of a task; its URL."""
+    while True:
+        changed = here.embedded.changed()
+        try:
+            return (await here.queue.get_artifact(RunKey(task_id, 0), LIVE)).url
+        except NotFound:
+            await changed.wait()
