@@ -38,7 +38,7 @@ async def _demonstrate(work_dir: Path) -> int:
     completed = True
 
     async def work(config: Config, nursery: trio.Nursery) -> None:
-        await supervise(config, ports)
+        await supervise(config, ports, on_stop=queue.answer_polls)
         nursery.cancel_scope.cancel()
 
     async with open_queue(ports, "127.0.0.1", 0, None) as queue:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -45,8 +45,11 @@ DISK_PAUSE = 30.0  # until the disk is looked at again
 class Supervisor:
     """Runs until there is a reason to stop; `stop` and `abort` may be called at any time, from the same thread."""
 
-    def __init__(self, config: WorkerConfig, workshop: Workshop, queue: Queue) -> None:
+    def __init__(
+        self, config: WorkerConfig, workshop: Workshop, queue: Queue, on_stop: Callable[[], None] = lambda: None
+    ) -> None:
         self._config = config
+        self._on_stop = on_stop
         self._workshop = workshop
         self._queue = queue
         self._ports = workshop.services.ports
@@ -96,6 +99,7 @@ class Supervisor:
 
     def _finish(self, reason: StopReason) -> None:
         self._state.stopping(reason)
+        self._on_stop()
         if self._asking.deadline > trio.current_time() + CLAIM_LIMIT:
             self._asking.deadline = trio.current_time() + CLAIM_LIMIT
         self._wake()
@@ -190,11 +194,13 @@ async def run_worker(
     root_url: str,
     credentials: Credentials,
     extra_plugins: Mapping[str, type[Plugin[Any, Any]]] | None = None,
+    on_stop: Callable[[], None] = lambda: None,
     task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
 ) -> StopReason:
     """A whole worker, from its services to the last report; why it stopped.
 
-    Started with `nursery.start`, it gives the `Supervisor`, by which it can be stopped. Raises OSError, ValueError or
+    Started with `nursery.start`, it gives the `Supervisor`, by which it can be stopped; `on_stop` is called when it is.
+    A queue in the same process then answers its polls, so that nobody waits for them. Raises OSError, ValueError or
     FatalWorkerFault where it cannot begin.
     """
     own = config.worker
@@ -204,7 +210,7 @@ async def run_worker(
         services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)
         deployment = Deployment(root_url, http, ports)
         async with open_workshop(config, services, deployment, extra_plugins or {}) as workshop:
-            supervisor = Supervisor(own, workshop, Queue(deployment, lambda: credentials))
+            supervisor = Supervisor(own, workshop, Queue(deployment, lambda: credentials), on_stop)
             log.info("claims from %s at %s, %d at once", own.task_queue_id, root_url, own.capacity)
             task_status.started(supervisor)
             return await supervisor.run()

@@ -16,7 +16,6 @@ from typing import Any
 import trio
 
 from engines.base import Builder, Result
-from plugins.base import TaskHooks
 from worker.claims import claim_times
 from worker.errors import FatalWorkerFault, MalformedPayload
 from worker.model import Cause, CauseKind, Resolution, RunKey, Severity, State, Verdict
@@ -124,7 +123,7 @@ class TaskRun:
         try:
             with self._execution:
                 async with trio.open_nursery() as background:
-                    background.start_soon(host.each, TaskHooks.background)
+                    background.start_soon(host.each, lambda hooks: hooks.background())
                     await host.each(lambda hooks: hooks.prepare(builder))
                     async with builder.sandbox() as sandbox, trio.open_nursery() as beside:
                         started = True

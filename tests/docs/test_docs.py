@@ -22,16 +22,23 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+import engines.registry
+import plugins.registry
 
 from worker.cli import commands, common
-from worker.config_schema import config_json_schema
-from worker.quantities import parse_size
+from worker.config import ConfigFile
+from worker.quantities import parse_duration, parse_size
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -114,7 +121,10 @@ class Reader:
 
 def blocks(page: Path) -> Iterator[tuple[str, str, str]]:
     """Language, file name and code of each block."""
-    for info, code in re.findall(r"^```(.*)\n((?:.*\n)*?)```$", page.read_text(), re.M):
+    text = page.read_text()
+    found = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.M)
+    assert 2 * len(found) == text.count("```"), "a block is not where it would be seen: at the beginning of a line"
+    for info, code in found:
         language, _, name = info.partition(" ")
         yield language, name, code
 
@@ -178,20 +188,36 @@ def test_every_exit_code_is_listed() -> None:
     assert {usage for usage in rows("commands.md") if usage.isdigit()} == codes
 
 
+def keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """The keys that hold values, with their whole paths."""
+    for name, field in model.model_fields.items():
+        path = prefix + (field.alias or name)
+        found = [each for each in (field.annotation, *get_args(field.annotation)) if isinstance(each, type)]
+        inner = next((each for each in found if issubclass(each, BaseModel)), None)
+        if inner is None:
+            yield path, field
+        else:
+            yield from keys(inner, f"{path}.")
+
+
 def test_every_key_of_the_config_is_listed_with_its_default() -> None:
-    schema = config_json_schema()
-
-    def keys(reference: str, prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in schema["$defs"][reference.rpartition("/")[2]].get("properties", {}).items():
-            below = {f"{prefix}{name}.{key}.": inner["$ref"] for key, inner in value.get("properties", {}).items()}
-            below |= {f"{prefix}{name}.": found for found in re.findall(r"'\$ref': '(#[^']+)'", str(value.get("anyOf", "")))}
-            below |= {f"{prefix}{name}.": value["$ref"]} if "$ref" in value else {}
-            inner = [leaf for path, found in below.items() if "Reference" not in found for leaf in keys(found, path)]
-            yield from inner
-            if not inner and not below.keys() - {f"{prefix}{name}."} or name == "engines":
-                yield prefix + name, value.get("default")
-
-    known = {path: default for path, default in keys(schema["$ref"], "")}
-    listed = {path: cells.split(" | ")[0] for path, cells in rows("configuration.md").items()}
-    print(known)
+    known = dict(keys(ConfigFile, ""))
+    del known["engines"]  # what is in it is listed
+    for kind, registry in (("engines", engines.registry), ("plugins", plugins.registry)):
+        for name in registry.names():
+            known |= keys(registry.load(name).Config, f"{kind}.{name}.")
+    listed = rows("configuration.md")
     assert listed.keys() == known.keys()
+    for path, field in known.items():
+        cell = listed[path].partition(" | ")[0]
+        if not field.is_required() and field.default not in (None, PydanticUndefined, Path()):
+            assert _read(cell.strip("`"), field.default) == field.default, path
+        else:
+            assert not cell.startswith("`"), f"{path} has no default of its own: say in words what happens without"
+
+
+def _read(cell: str, default: object) -> object:
+    value = yaml.safe_load(cell)
+    if isinstance(default, timedelta):
+        return parse_duration(value)
+    return parse_size(value) if isinstance(default, int) and isinstance(value, str) else value

@@ -198,13 +198,21 @@ async def test_told_to_finish_a_worker_lets_its_tasks_end_and_claims_no_more(tmp
 
 
 async def test_a_task_that_is_claimed_while_the_worker_stops_is_given_back(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world, world.worker(world.config(**MOCK)) as worker:
+    async with open_world(tmp_path) as world, world.worker(world.config(**MOCK), answers_polls=False) as worker:
         await wait_until_polling(world)
         worker.supervisor.stop()
         task_id = await world.create({})
         await worker.done.wait()
         status = await world.queue.status(task_id)
         assert reasons(status) == [("exception", "worker-shutdown"), ("pending", None)]
+
+
+async def test_an_idle_worker_beside_its_queue_stops_at_once(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, world.worker(world.config(**MOCK)) as worker:
+        await wait_until_polling(world)
+        worker.supervisor.stop()
+        with trio.fail_after(5):
+            await worker.done.wait()
 
 
 async def wait_until_polling(world: World) -> None:

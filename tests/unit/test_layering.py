@@ -17,7 +17,7 @@ LAYERS: Sequence[frozenset[str]] = [
         "worker.claims worker.environment worker.errors worker.model worker.ports worker.quantities",
         "worker.http worker.outcome worker.process worker.schema worker.serving worker.tasklog",
         "worker.documents worker.payload worker.queue worker.references worker.registry worker.webhooks",
-        "worker.embedded worker.reading worker.run worker.services worker.taskfile",
+        "worker.cancelpoll worker.embedded worker.reading worker.run worker.services worker.taskfile",
         "engines.base",
         "plugins.base",
         "concrete worker.pluginhost",

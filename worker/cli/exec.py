@@ -71,7 +71,7 @@ async def _execute(
         )
         async with open_session(here) as session:
             task_id = await create_task(session, task)
-            await supervise(here, ports, {"echo": Echo})
+            await supervise(here, ports, {"echo": Echo}, queue.answer_polls)
             runs = (await session.queue.status(task_id)).runs
             if not runs or runs[0].reason_resolved == "worker-shutdown":
                 return INTERRUPTED

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,29 @@ def exports(queue: EmbeddedQueue) -> list[str]:
 def joined(config: Config, queue: EmbeddedQueue, **worker: object) -> Config:
     """`config` for a worker of the embedded queue, with other values for `config.worker`.
 
-    Unless it says how much disk space there must be, it needs none: this is somebody's own machine.
+    Unless it says otherwise, no disk space need be free, since this is somebody's own machine, and cancelled tasks are
+    looked for every second, since this is somebody's own queue.
     """
-    if "minimum_disk_space" not in config.worker.model_fields_set:
+    given = config.worker.model_fields_set
+    if "minimum_disk_space" not in given:
         worker.setdefault("minimum_disk_space", 0)
+    if "cancel_poll_interval" not in given:
+        worker.setdefault("cancel_poll_interval", timedelta(seconds=1))
     credentials = Credentials(queue.credentials.client_id, queue.credentials.access_token)
     own = config.worker.model_copy(update=worker)
     return dataclasses.replace(config, root_url=queue.root_url, credentials=credentials, worker=own)
 
 
 async def supervise(
-    config: Config, ports: Ports, extra_plugins: Mapping[str, type[Plugin[Any, Any]]] | None = None
+    config: Config,
+    ports: Ports,
+    extra_plugins: Mapping[str, type[Plugin[Any, Any]]] | None = None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> StopReason:
-    """Run a worker, of which root URL and credentials are known, until it stops; SIGTERM and SIGINT stop it."""
+    """Run a worker, of which root URL and credentials are known, until it stops; SIGTERM and SIGINT stop it.
+
+    `on_stop` is called when it is told to.
+    """
     assert config.root_url is not None
     assert config.credentials is not None
     root_url, credentials = config.root_url, config.credentials
@@ -74,6 +85,7 @@ async def supervise(
                 root_url=root_url,
                 credentials=credentials,
                 extra_plugins=extra_plugins,
+                on_stop=on_stop,
                 task_status=task_status,
             )
         )

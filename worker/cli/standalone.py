@@ -34,7 +34,7 @@ def standalone(config_path: Path | None) -> None:
             for line in exports(queue):
                 click.echo(f"  export {line}")
             click.echo("  tc-worker submit TASK.yml --wait\n")
-            reason = await supervise(joined(config, queue), ports)
+            reason = await supervise(joined(config, queue), ports, on_stop=queue.answer_polls)
         return WORKER_FAULT if reason is StopReason.FAULT else 0
 
     run_async(work)

@@ -58,9 +58,10 @@ class ClaimMethods:
         call.authorize(workerGroup=request.worker_group, workerId=request.worker_id)
         task_queue_id = call.params["taskQueueId"]
         claims: list[Json] = []
+        releases = self.waiting.releases
         async with _until_gone(call):
             with trio.move_on_after(LONG_POLL):
-                while not claims and not self.waiting.stopping:
+                while not claims and not self.waiting.stopping and self.waiting.releases == releases:
                     event = self.waiting.pending(task_queue_id)
                     claims = await self._claim(task_queue_id, request)
                     if not claims:

@@ -136,6 +136,10 @@ class EmbeddedQueue:
         """Set when anything in the queue changes after now. To be asked for before looking at what is awaited."""
         return self._waiting.changed
 
+    def answer_polls(self) -> None:
+        """Answer the polls under way at once: for a worker in the queue's own process, which stops."""
+        self._waiting.release()
+
     async def wait_idle(self) -> None:
         """Return when no request is under way, long polls included."""
         while self._requests:

@@ -20,6 +20,7 @@ class Waiting:
         self._due: datetime | None = None
         self._due_changed = trio.Event()
         self.stopping = False
+        self.releases = 0
         self.changed = trio.Event()  # set at the next change of anything; another one then takes its place
 
     def committed(self, transaction: Transaction) -> None:
@@ -34,6 +35,11 @@ class Waiting:
     def stop(self) -> None:
         """Wake every worker that waits: there will be no more work."""
         self.stopping = True
+        self.release()
+
+    def release(self) -> None:
+        """Wake every worker that waits now, to be answered with nothing."""
+        self.releases += 1
         for task_queue_id in list(self._pending):
             self._wake(task_queue_id)
 

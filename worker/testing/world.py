@@ -84,8 +84,11 @@ class World:
         return await run_worker(config, self.ports, root_url=self.embedded.root_url, credentials=self.credentials)
 
     @asynccontextmanager
-    async def worker(self, config: Config) -> AsyncGenerator[Worker, None]:
-        """A worker that runs beside the block. It is aborted at the end unless it has stopped."""
+    async def worker(self, config: Config, *, answers_polls: bool = True) -> AsyncGenerator[Worker, None]:
+        """A worker that runs beside the block. It is aborted at the end unless it has stopped.
+
+        `answers_polls`: whether the queue answers its polls when the worker is told to stop.
+        """
         async with trio.open_nursery() as nursery:
 
             async def run(*, task_status: trio.TaskStatus[Supervisor]) -> None:
@@ -94,6 +97,7 @@ class World:
                     self.ports,
                     root_url=self.embedded.root_url,
                     credentials=self.credentials,
+                    on_stop=self.embedded.answer_polls if answers_polls else lambda: None,
                     task_status=task_status,
                 )
                 worker.reason = worker_reason

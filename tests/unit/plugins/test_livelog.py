@@ -480,7 +480,7 @@ async def test_a_running_task_can_be_watched_and_its_log_read_afterwards(tmp_pat
     go_on = tmp_path / "go-on"
     script = f"echo one; while ! test -e {go_on}; do sleep 0.05; done; echo two"
     (tmp_path / "world").mkdir()
-    with trio.fail_after(60):
+    with trio.fail_after(20):
         async with open_world(tmp_path / "world") as here:
             task_id = await here.create({"command": [["sh", "-c", script]], "maxRunTime": 60})
             async with here.worker(here.config(numberOfTasks=1, plugins={"livelog": {"delay": 0}})) as worker:
