@@ -19,6 +19,8 @@ _HARMLESS = frozenset(
 )
 _HARMLESS_PREFIXES = ("DYLD_", "LC_", "LD_", "PYTHON", "XDG_")
 
+WORKER_FAULT = 5  # that of worker.cli.common, which is too much to import here
+
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
@@ -64,7 +66,13 @@ def _execute_anew() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     # Not argv[0]: a bare name would be looked up again, and may be another program by now.
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environ, CARRIER: str(descriptor)})  # noqa: S606
+    environ[CARRIER] = str(descriptor)
+    try:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606
+    except OSError as error:
+        # To go on would break the promise that nobody checks.
+        sys.stderr.write(f"error: cannot execute {sys.executable} anew, to hide its environment: {error.strerror}\n")
+        sys.exit(WORKER_FAULT)
 
 
 def _memory_file() -> int:

@@ -105,4 +105,3 @@ class _Schedule:
             f'mime type "{upload.content_type}" and expiry {format_time(upload.item.expires)}'
         )
         await self._send.send(upload)
-

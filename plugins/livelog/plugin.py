@@ -14,7 +14,6 @@ from typing import ClassVar
 import trio
 
 from plugins.base import Plugin, TaskHooks
-from plugins.livelog.backing import gzipped
 from plugins.livelog.payload import DockerWorkerLiveLog, GenericWorkerLiveLog, LiveLogPayload
 from plugins.livelog.viewers import Viewers
 from worker.errors import ResourceUnavailable, WorkerFault
@@ -28,6 +27,7 @@ from worker.queue.upload import UPLOAD_POLICY, upload_artifact
 from worker.run import Run
 from worker.schema import Document
 from worker.services import Services
+from worker.spool import Read, gzipped
 
 CONTENT_TYPE = "text/plain; charset=utf-8"
 
@@ -89,7 +89,7 @@ class LiveLogHooks(TaskHooks):
 
     async def _store(self, name: str) -> None:
         try:
-            async with gzipped(self._services.ports, self._run.log.path) as content:
+            async with gzipped(self._services.ports, self._reader(), self._run.log.path.parent) as content:
                 await upload_artifact(
                     self._run.queue,
                     self._services.http,
@@ -107,6 +107,17 @@ class LiveLogHooks(TaskHooks):
             raise ResourceUnavailable(f"the log could not be uploaded: {error}") from error
         except OSError as error:
             raise WorkerFault(f"the log could not be compressed: {error.strerror or error}") from error
+
+    def _reader(self) -> Read:
+        offset = 0
+
+        async def read() -> bytes:
+            nonlocal offset
+            chunk = await self._run.log.read(offset)
+            offset += len(chunk)
+            return chunk
+
+        return read
 
     async def _link(self, live: str, backing: str) -> None:
         request = LinkArtifactRequest(artifact=backing, content_type=CONTENT_TYPE, expires=_expires(self._run.task))

@@ -7,13 +7,12 @@ The blocks of a page share a folder and come one after the other.
     yaml     a config or task file: `tc-worker check`
     toml     a pyproject.toml: its entry points are installed
     sh       run by bash, except for `make` lines, whose targets must exist
-    output   what the `sh` block before it has printed; `…` stands for anything
+    output   what the `sh` block before it has printed; `…` stands for anything, alone for lines
     text     a drawing
 """
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 import signal
@@ -100,8 +99,8 @@ class Reader:
             case "sh":
                 self.run("bash", "-euo", "pipefail", "-c", code)
             case "output":
-                pattern = re.sub(r"([][*?])", r"[\1]", code).replace("…", "*")
-                assert fnmatch.fnmatchcase(self.printed, pattern), f"not what is printed:\n{self.printed}"
+                pattern = re.sub(r"^…\\\n", r"(?:.*\\n)*", re.escape(code), flags=re.M).replace("…", ".*")
+                assert re.fullmatch(pattern, self.printed), f"not what is printed:\n{self.printed}"
             case "text":
                 pass
             case _:

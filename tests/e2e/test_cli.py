@@ -28,7 +28,7 @@ def bare(tmp_path: Path) -> Environment:
 
 def _config(folder: Path) -> Path:
     path = folder / "config.yml"
-    path.write_text("worker: {minimumDiskSpace: 0, workDir: work, capacity: 2}\n")
+    path.write_text("worker: {minimumDiskSpace: 0, workDir: work, capacity: 2, cancelPollInterval: 1}\n")
     return path
 
 
@@ -47,13 +47,16 @@ def stop(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM
     return process.communicate(timeout=LIMIT)
 
 
-def end(worker: subprocess.Popen[str]) -> None:
-    """Stop an idle worker without waiting for its poll: the second signal cuts that off."""
+def end(worker: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> str:
+    """Stop an idle worker without waiting for its poll, which the second signal cuts off; what it said meanwhile."""
     assert worker.stderr is not None
-    worker.terminate()
-    while "again to end at once" not in worker.stderr.readline():
-        pass
-    stop(worker)
+    worker.send_signal(number)
+    said = ""
+    while "again to end at once" not in said:
+        line = worker.stderr.readline()
+        assert line, f"ended by itself: {said}"
+        said += line
+    return said + stop(worker, number)[1]
 
 
 def read_until(process: subprocess.Popen[str], pattern: str) -> str:
@@ -124,7 +127,7 @@ def test_a_task_from_submit_to_download(environ: Environment, tmp_path: Path) ->
         assert examined.returncode == 0, examined.stdout
         assert re.search(r"^ok +credentials .* may claim from local/native$", examined.stdout, re.MULTILINE)
 
-        assert "Traceback" not in end(worker)[1]
+        assert "Traceback" not in end(worker)
         assert worker.returncode == 0
 
 
@@ -141,7 +144,7 @@ def test_a_running_task_is_followed_and_cancelled(environ: Environment, tmp_path
             rest, _ = follower.communicate(timeout=LIMIT)
             assert follower.returncode == 0
             assert rest.splitlines()[-1].startswith("[taskcluster:error]")
-        stop(worker, signal.SIGINT)
+        end(worker, signal.SIGINT)
         assert worker.returncode == 0
 
 

@@ -121,6 +121,8 @@ def _failure_of(error: BaseException) -> Failure | None:
         match leaf:
             case KeyboardInterrupt():
                 return Failure("interrupted", INTERRUPTED)
+            case BrokenPipeError():
+                raise leaf  # The reader of stdout went away: click ends quietly.
             case Failure():
                 found = found or leaf
             case QueueError() | HttpError():

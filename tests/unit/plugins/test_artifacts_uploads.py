@@ -11,10 +11,10 @@ import trio
 from artifacts_world import TASK, directory, file, generic, open_world
 
 from engines.base import Ended
-from plugins.artifacts.contents import CHUNK
 from plugins.artifacts.plugin import ArtifactsConfig
 from worker.model import COMPLETED
 from worker.queue.models import S3ArtifactRequest
+from worker.spool import CHUNK
 from worker.testing.results import FolderResult
 
 

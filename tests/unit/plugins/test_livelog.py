@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import logging
 import os
+import random
+import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +37,7 @@ from worker.queue.services import ArtifactAnswer, ArtifactRequest
 from worker.run import Run
 from worker.services import Services
 from worker.serving import listen, port_of, serve
+from worker.spool import IN_MEMORY
 from worker.tasklog import TaskLog
 from worker.testing.runs import RecordingQueue, log_text, open_run, open_services, task_definition
 from worker.testing.world import World as Deployed
@@ -390,12 +393,24 @@ async def test_a_queue_that_refuses_is_resource_unavailable(tmp_path: Path, name
         assert isinstance(error, ResourceUnavailable)
 
 
-async def test_a_log_that_cannot_be_read_is_the_workers_fault(tmp_path: Path) -> None:
+async def test_a_log_whose_file_was_removed_is_uploaded_all_the_same(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
+        await here.log.write(b"text\n")
         await here.log.close()
         here.log.path.unlink()
+        await here.finish()
+        assert gzip.decompress(here.storage.stored[BACKING]) == b"text\n"
+
+
+async def test_no_room_for_the_compressed_log_is_the_workers_fault(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        # Random text does not fit into memory when compressed; the folder where it then belongs is gone.
+        await here.log.write(random.Random(0).randbytes(2 * IN_MEMORY))
+        await here.log.close()
+        shutil.rmtree(here.log.path.parent)
         (error,) = await raised_by(here)
         assert isinstance(error, WorkerFault)
+        assert "the log could not be compressed" in str(error)
 
 
 # What the payload says
