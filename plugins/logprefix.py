@@ -15,6 +15,7 @@ from plugins.base import Plugin, TaskHooks
 from worker.model import COMPLETED, Verdict
 from worker.run import Run
 from worker.schema import Document, Slice
+from worker.services import Services
 from worker.tasklog import TaskLog
 
 
@@ -42,17 +43,21 @@ class LogPrefix(Plugin[LogPrefixConfig, Slice]):
     Config = LogPrefixConfig
     malformed = True
 
-    @asynccontextmanager
-    async def task_scope(self, run: Run[Slice]) -> AsyncGenerator[TaskHooks, None]:
-        identity = self.services.identity
+    def __init__(self, config: LogPrefixConfig, services: Services) -> None:
+        super().__init__(config, services)
+        identity = services.identity
         settings = {
-            **self.config.settings,
+            **config.settings,
             "taskQueueId": identity.task_queue_id,
             "workerGroup": identity.worker_group,
             "workerId": identity.worker_id,
             "tc-worker": version("tc-worker"),
             "platform": f"{platform.system()} {platform.machine()}",
         }
-        run.log.say(f"Worker Type settings: {json.dumps(settings)}")
+        self._settings = json.dumps(settings)
+
+    @asynccontextmanager
+    async def task_scope(self, run: Run[Slice]) -> AsyncGenerator[TaskHooks, None]:
+        run.log.say(f"Worker Type settings: {self._settings}")
         run.log.say(f"Task ID: {run.key.task_id}")
         yield LogPrefixHooks(run.log)

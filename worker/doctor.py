@@ -73,7 +73,7 @@ def _installed() -> Iterator[Finding]:
         for name in registry.names():
             try:
                 registry.load(name)
-            except (ImportError, AttributeError) as error:
+            except ImportError as error:
                 yield Finding(f"{kind} {name}", Health.BAD, str(error), "install its package anew, or remove it")
             else:
                 yield Finding(f"{kind} {name}", Health.OK, "is installed")

@@ -120,7 +120,7 @@ class PayloadSchema:
             model = owner.slices.get(dialect, Slice)
             part = _part(payload, model)
             try:
-                slices[owner.name] = model.model_validate(part)
+                slices[owner.name] = model.model_validate(part, by_alias=True, by_name=False)
             except ValidationError as error:
                 problems += problems_of(error, known)
                 with suppress(ValidationError):  # A required property has no default: then there is no slice.

@@ -46,11 +46,11 @@ class Reading:
     def validate(self, model: type[D], value: Any, location: Location) -> D | None:
         """`value`, which is at `location` of the document, as a `model`; None where it has problems."""
         try:
-            return model.model_validate(value)
+            return model.model_validate(value, by_alias=True, by_name=False)
         except ValidationError as error:
             loosened = self._loosened(value, error, location)
         try:
-            return model.model_validate(loosened)
+            return model.model_validate(loosened, by_alias=True, by_name=False)
         except ValidationError as error:
             prefix = path_of(location)
             for problem in problems_of(error, names_by_path(model)):
@@ -89,7 +89,7 @@ class Reading:
         """What the section `kind` says to the engine or plugin `name`, which there is; None where it has problems."""
         try:
             model = load(name).Config
-        except (ImportError, AttributeError) as error:  # an entry point may name what its package lacks
+        except ImportError as error:
             self.tell(f"{kind}.{name}", f"cannot be loaded: {error}")
             return None
         value = self.section(kind).get(name)

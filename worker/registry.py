@@ -41,7 +41,10 @@ class Registry(Generic[T]):
         if len(targets) > 1:
             raise ImportError(f"{self._group} {name} is offered more than once: {', '.join(targets)}")
         module, _, attribute = targets[0].partition(":")
-        found: type[T] = getattr(import_module(module), attribute)
+        try:
+            found: type[T] = getattr(import_module(module), attribute)
+        except AttributeError:
+            raise ImportError(f"{self._group} {name}: there is no {attribute} in {module}") from None
         return found
 
     def _added(self) -> tuple[EntryPoint, ...]:

@@ -67,7 +67,8 @@ def problems_of(error: ValidationError, known: Mapping[str, Collection[str]] | N
         elif detail["type"] == "missing":
             found.append(Problem(path, "is required and is missing"))
         else:
-            found.append(Problem(path, f"{detail['msg']}, got {_shown(detail['input'])}"))
+            message = detail["msg"].removeprefix("Value error, ")
+            found.append(Problem(path, f"{message}, got {_shown(detail['input'])}"))
     return found
 
 

@@ -34,7 +34,6 @@ from pydantic_core import PydanticUndefined
 
 import engines.registry
 import plugins.registry
-
 from worker.cli import commands, common
 from worker.config import ConfigFile
 from worker.quantities import parse_duration, parse_size
@@ -183,7 +182,7 @@ def test_every_command_is_listed_with_its_options() -> None:
 
 
 def test_every_exit_code_is_listed() -> None:
-    codes = {str(value) for name, value in vars(common).items() if name.isupper() and isinstance(value, int)}
+    codes = {str(value) for name, value in vars(common).items() if name.isupper() and type(value) is int}
     assert {usage for usage in rows("commands.md") if usage.isdigit()} == codes
 
 
