@@ -27,7 +27,7 @@ demo: $(READY)
 	$(BIN)/python -m worker.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -q -m "not full"
 
 test-full: $(READY)
 	$(BIN)/python -m pytest

@@ -81,7 +81,7 @@ class WorkerConfig(Document):
     worker_group: WorkerName = "local"
     worker_id: WorkerName = Field(default_factory=lambda: default_worker_id(socket.gethostname()))
     capacity: Annotated[int, Field(ge=1)] = 1
-    work_dir: FilePath = Path()
+    work_dir: FilePath = Field(default_factory=Path)
     cancel_poll_interval: Duration = timedelta(seconds=10)
     kill_grace: Duration = timedelta(seconds=5)
     minimum_disk_space: Size = 10 * 2**30
