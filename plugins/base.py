@@ -4,9 +4,9 @@
             execution: what a Cause cancels
             └ background ────────────────┘
 
-A stage calls its hook on all plugins at once, except that a plugin's hook begins when those of the plugins in its
-`after` have returned. A hook that raises ends the run as its exception says (`worker.errors`); the other plugins'
-later hooks are called all the same.
+A stage calls its hook on all plugins at once, except that `prepare`, `stopped` and `finished` of a plugin begin when
+those of the plugins in its `after` have returned. A hook that raises ends the run as its exception says
+(`worker.errors`); the other plugins' later hooks are called all the same.
 """
 
 from __future__ import annotations

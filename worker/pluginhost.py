@@ -55,12 +55,15 @@ class PluginHost:
         """Keep an error as a verdict."""
         self.verdicts.append(self.classify(error))
 
-    async def each(self, call: Callable[[TaskHooks], Awaitable[None]]) -> None:
-        """Call one hook on all plugins at once, each after those it is to come after. Raises what the hooks raise."""
+    async def each(self, call: Callable[[TaskHooks], Awaitable[None]], *, ordered: bool = True) -> None:
+        """Call one hook on all plugins at once. Raises what the hooks raise.
+
+        `ordered`: each begins when those that it is to come after have returned; not for hooks that last.
+        """
         done = {name: trio.Event() for name in self._entered}
 
         async def one(member: Member, hooks: TaskHooks) -> None:
-            for name in member.plugin.after & done.keys():
+            for name in member.plugin.after & done.keys() if ordered else ():
                 await done[name].wait()
             try:
                 await call(hooks)
@@ -96,12 +99,19 @@ async def enter_plugins(
     @asynccontextmanager
     async def guarded(member: Member) -> AsyncGenerator[None, None]:
         entered = False
+        inside: BaseException | None = None
         try:
             async with member.plugin.task_scope(runs[member.name]) as hooks:
                 host._entered[member.name] = (member, hooks)
                 entered = True
-                yield
-        except Exception as error:  # noqa: BLE001 - an error while entering or leaving
+                try:
+                    yield
+                except BaseException as error:
+                    inside = error
+                    raise
+        except Exception as error:
+            if inside is not None:
+                raise  # It is not this plugin's.
             host.fail(error)
         if not entered:
             yield  # A generator's context manager must get here once, whether or not there is a plugin in it.

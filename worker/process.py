@@ -8,12 +8,13 @@ been reused: members are looked up, held by a pidfd, and looked up again before 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,22 @@ from worker.ports import Ports
 
 # How long the dead may take to vanish after KILL: a process in uninterruptible sleep cannot be waited for at will.
 KILL_LIMIT = 5.0
-# Puts itself into the cgroup that is its name, then becomes the command: nothing runs in between.
-_LAUNCHER = ("/bin/sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"')
+# Puts itself into the cgroup that is its first argument, then becomes the command: nothing runs in between. A shell is
+# soonest there, but shells drop variables whose names they cannot use: for these Python does the same.
+_SHELL = ("/bin/sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"')
+_PYTHON = (
+    sys.executable,
+    "-ISc",
+    "import os, sys\n"
+    "with open(sys.argv[1] + '/cgroup.procs', 'w') as file:\n"
+    "    file.write('0')\n"
+    "try:\n"
+    "    os.execvp(sys.argv[2], sys.argv[2:])\n"
+    "except OSError as error:\n"
+    "    print(f'{sys.argv[2]}: {error.strerror}', file=sys.stderr)\n"
+    "    sys.exit(127 if isinstance(error, FileNotFoundError) else 126)\n",
+)
+_SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class SpawnFailed(Exception):
@@ -49,12 +64,16 @@ class Group(ABC):
     kind: str
 
     @abstractmethod
-    def launcher(self) -> Sequence[str]:
-        """The argv that the command's own is appended to, so that it is a member before it runs."""
+    def launcher(self, env: Mapping[str, str]) -> Sequence[str]:
+        """The argv that the command's own is appended to, so that it is a member before it runs with `env`."""
 
     @abstractmethod
     def members(self) -> list[int]:
         """The living, as far as the group can tell."""
+
+    def has(self, pid: int) -> bool:
+        """Whether the process of that number is a member now."""
+        return pid in self.members()
 
     def kill(self) -> None:
         """KILL to all of them."""
@@ -77,11 +96,23 @@ class CgroupGroup(Group):
         self._path = path
         path.mkdir(parents=True)
 
-    def launcher(self) -> Sequence[str]:
-        return (*_LAUNCHER, str(self._path))
+    def launcher(self, env: Mapping[str, str]) -> Sequence[str]:
+        return (*(_SHELL if all(map(_SHELL_NAME.fullmatch, env)) else _PYTHON), str(self._path))
 
     def members(self) -> list[int]:
-        return [int(line) for path in self._path.glob("**/cgroup.procs") for line in path.read_text().split()]
+        found: list[int] = []
+        for path in self._path.glob("**/cgroup.procs"):
+            # A task may remove groups that it has made below its own, or make them threaded.
+            with suppress(OSError):
+                found += [int(line) for line in path.read_text().split()]
+        return found
+
+    def has(self, pid: int) -> bool:
+        try:
+            own = Path(f"/proc/{pid}/cgroup").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return any(line.startswith("0::") and f"/{self._path.name}" in line for line in own.splitlines())
 
     def kill(self) -> None:
         try:
@@ -106,7 +137,7 @@ class SessionGroup(Group):
     def __init__(self) -> None:
         self.leaders: list[trio.Process] = []
 
-    def launcher(self) -> Sequence[str]:
+    def launcher(self, env: Mapping[str, str]) -> Sequence[str]:
         return ()
 
     def members(self) -> list[int]:
@@ -114,6 +145,9 @@ class SessionGroup(Group):
         if not Path("/proc/self/stat").exists():
             return [process.pid for process in self.leaders if process.poll() is None]
         return [pid for pid in _processes() if _session_of(pid) in leaders]
+
+    def has(self, pid: int) -> bool:
+        return _session_of(pid) in {process.pid for process in self.leaders}
 
     def kill(self) -> None:
         # Without /proc the members are known by their leaders alone, so their process groups go as a whole. A leader
@@ -143,7 +177,7 @@ class ProcessTree:
         with trio.CancelScope(shield=True):  # A process that was started and is not known would live on.
             try:
                 process = await trio.lowlevel.open_process(
-                    [*self.group.launcher(), *argv],
+                    [*self.group.launcher(env), *argv],
                     stdin=stdin,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -163,7 +197,8 @@ class ProcessTree:
 
         Raises NotContained. Not to be cancelled: the caller shields it; it takes `grace` + 5 s at most.
         """
-        with trio.move_on_after(grace):
+        # The request to end is a courtesy: whatever hinders it, the killing follows.
+        with trio.move_on_after(grace), suppress(OSError):
             if await ports.run_sync(send, self.group, signal.SIGTERM):
                 await self._wait_empty(ports)
         await ports.run_sync(self.group.kill)
@@ -194,22 +229,25 @@ async def _wait_dead(pid: int) -> None:
 
 
 def send(group: Group, signal_number: signal.Signals) -> int:
-    """Send a signal to every member; how many there were."""
-    with ExitStack() as stack:
-        held: dict[int, int] = {}
-        for pid in group.members():
-            with suppress(ProcessLookupError):
-                if sys.platform == "linux":
-                    held[pid] = os.pidfd_open(pid)
-                    stack.callback(os.close, held[pid])
-                else:
-                    os.kill(pid, signal_number)
+    """Send a signal to every member; how many there were. One that may not be signalled is left out."""
+    pids = group.members()
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            _send_one(group, pid, signal_number)
+    return len(pids)
+
+
+def _send_one(group: Group, pid: int, signal_number: signal.Signals) -> None:
+    if sys.platform != "linux":
+        os.kill(pid, signal_number)
+        return
+    descriptor = os.pidfd_open(pid)
+    try:
         # Who is still a member after its pidfd was opened is the process that the pidfd means.
-        still = set(group.members()) if held else set()
-        for pid in still & held.keys():
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(held[pid], signal_number)
-        return len(held)
+        if group.has(pid):
+            signal.pidfd_send_signal(descriptor, signal_number)
+    finally:
+        os.close(descriptor)
 
 
 def _processes() -> list[int]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -25,7 +26,7 @@ from worker.ports import Ports
 from worker.quantities import format_size
 from worker.queue.credentials import Credentials
 from worker.queue.deployment import Deployment
-from worker.queue.errors import QueueError
+from worker.queue.errors import ApiError, QueueError
 from worker.queue.models import TaskClaim
 from worker.queue.services import Queue
 from worker.services import Identity, Services
@@ -64,6 +65,8 @@ class Supervisor:
         self._asking = trio.CancelScope()
         self._tasks = trio.CancelScope()
         self._disk_is_low = False
+        self._claim_is_out = False
+        self._refusal = ""  # the last one that was told
 
     async def run(self) -> StopReason:
         """Claim and run tasks until told to stop, or until the config or a fault says so; why it stopped.
@@ -100,14 +103,17 @@ class Supervisor:
     def _finish(self, reason: StopReason) -> None:
         self._state.stopping(reason)
         self._on_stop()
-        if self._asking.deadline > trio.current_time() + CLAIM_LIMIT:
+        if self._claim_is_out and self._asking.deadline > trio.current_time() + CLAIM_LIMIT:
             self._asking.deadline = trio.current_time() + CLAIM_LIMIT
+            log.info("waiting for the answer to a claim, %.0f s at most: what it brings is given back", CLAIM_LIMIT)
         self._wake()
 
     def _end_runs(self, limit: float) -> None:
         for run in self._runs.values():
             run.stop(Cause(CauseKind.SHUTDOWN, "the worker was told to stop"))
         deadline = trio.current_time() + limit + self._config.kill_grace.total_seconds()
+        if self._claim_is_out and not self._asking.cancel_called:
+            deadline = max(deadline, self._asking.deadline + GIVE_BACK_LIMIT)
         self._tasks.deadline = min(self._tasks.deadline, deadline)
 
     def _wake(self) -> None:
@@ -129,31 +135,54 @@ class Supervisor:
                         await self._claim(number, tasks)
 
     async def _claim(self, number: int, tasks: trio.Nursery) -> None:
+        if self._state.stop is not None:
+            return
         identity = self._workshop.services.identity
-        self._asking = trio.CancelScope()
-        with self._asking:
+        with self._asking_now():
             try:
                 answer = await self._queue.claim_work(
                     identity.task_queue_id, identity.worker_group, identity.worker_id, number
                 )
             except QueueError as error:
-                log.debug("%s", error)  # The client has told it, once.
+                self._tell_refusal(error)
                 self._state.failed(trio.current_time(), self._ports.random.random())
                 return
-            if self._state.stop is not None:
-                for claim in answer.tasks:
-                    tasks.start_soon(self._give_back, claim)
-                return
-            self._state.answered(len(answer.tasks))
-            for claim in answer.tasks:
-                run = TaskRun(self._workshop, claim)
-                self._runs[run.key] = run
+            # What comes when the worker stops goes back, and what a faulty queue gave beyond the request.
+            wanted = 0 if self._state.stop is not None else number
+            for claim in answer.tasks[wanted:]:
+                tasks.start_soon(self._give_back, claim)
+            runs = [TaskRun(self._workshop, claim) for claim in answer.tasks[:wanted]]
+            new = {run.key: run for run in runs if run.key not in self._runs}
+            self._state.answered(len(new))
+            self._runs |= new
+            self._refusal = ""
+            for run in new.values():
                 tasks.start_soon(self._run, run, name=str(run.key))
+
+    @contextmanager
+    def _asking_now(self) -> Generator[None, None, None]:
+        """Around a claim that is under way: `_asking` can limit it."""
+        self._asking = trio.CancelScope()
+        self._claim_is_out = True
+        try:
+            with self._asking:
+                yield
+        finally:
+            self._claim_is_out = False
+
+    def _tell_refusal(self, error: QueueError) -> None:
+        # Silence and nonsense were told by the client; a refusal is told here, once until it is another one.
+        if isinstance(error, ApiError) and str(error) != self._refusal:
+            self._refusal = str(error)
+            log.warning("%s; it is tried again, for as long as this worker runs", error)
 
     async def _run(self, run: TaskRun) -> None:
         log.info("%s: claimed", run.key)
         try:
             await run.run()
+        except* Exception as errors:
+            # Only when it was cancelled and its cleanup failed on top: nothing else gets out of a run.
+            log.error("%s: its cleanup failed", run.key, exc_info=errors)
         finally:
             del self._runs[run.key]
             self._state.ended(trio.current_time())

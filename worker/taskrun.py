@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import trio
 
 from engines.base import Builder, Result
 from worker.claims import claim_times
-from worker.errors import FatalWorkerFault, MalformedPayload
+from worker.errors import FatalWorkerFault, MalformedPayload, WorkerFault
 from worker.model import Cause, CauseKind, Resolution, RunKey, Severity, State, Verdict
 from worker.outcome import classify, combine, leaves, resolve
 from worker.pluginhost import PluginHost, enter_plugins
 from worker.queue.credentials import Credentials
-from worker.queue.errors import ApiError, Conflict, QueueError, Unavailable
+from worker.queue.errors import Conflict, QueueError, Unavailable
 from worker.queue.models import TaskClaim
 from worker.queue.services import Queue
 from worker.run import Run
@@ -47,12 +48,24 @@ class TaskRun:
         self._taken_until: datetime = claim.taken_until
         self._queue = Queue(workshop.deployment, lambda: self._credentials)
         self._execution = trio.CancelScope()
+        self._executed = False  # whether the execution is over
+        self._reported = False
         self.cause: Cause | None = None
         self.fatal = False  # whether the worker is to stop because of what happened here
 
     def stop(self, cause: Cause) -> None:
-        """End the execution, for the first cause that comes. What follows it goes on: uploads and report."""
-        if self.cause is None:
+        """End the execution, for the first cause that comes. What follows it goes on: uploads and report.
+
+        A run that is lost is lost whenever that happens, so such a cause counts to the end and replaces another one.
+        The others can end an execution alone: a task that has ended by itself is reported as it ended.
+        """
+        if self._reported:
+            return
+        if cause.run_is_ours:
+            counts = self.cause is None and not self._executed
+        else:
+            counts = self.cause is None or self.cause.run_is_ours
+        if counts:
             log.info("%s: %s", self.key, cause.message)
             self.cause = cause
             self._execution.cancel()
@@ -69,7 +82,8 @@ class TaskRun:
                 resolution = await self._run_and_report()
             except Exception as error:  # noqa: BLE001 - such as no disk for a log: the run still gets its report
                 resolution = resolve(self._classify(error), self.cause)
-                await self._report(resolution)
+                if not self._reported:
+                    await self._report(resolution)
             upkeep.cancel_scope.cancel()
         return resolution
 
@@ -77,12 +91,13 @@ class TaskRun:
 
     async def _run_and_report(self) -> Resolution:
         path = await self._ports.run_sync(_log_path, self._workshop.services.work_dir, self.key)
-        try:
-            async with open_tasklog(self._ports, path) as tasklog:
+        async with open_tasklog(self._ports, path) as tasklog:
+            try:
                 return await self._run_with(tasklog)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._ports.run_sync(path.unlink)
+            finally:
+                # No limit: one short call, and what is not removed here would stay.
+                with trio.CancelScope(shield=True):
+                    await self._ports.run_sync(_remove, path)
 
     async def _run_with(self, tasklog: TaskLog) -> Resolution:
         parsed = self._workshop.schema.parse(self._task.payload)
@@ -94,7 +109,10 @@ class TaskRun:
             if not host.verdicts:
                 await self._work(host, self._run_for(parsed.slices, ENGINE, tasklog))
             resolution = resolve(combine(host.verdicts), self.cause)
-            await _close(tasklog, resolution)
+            try:
+                await _close(tasklog, resolution)
+            except OSError as error:  # a full disk, most likely: the log that there is is uploaded all the same
+                host.fail(WorkerFault(f"the log could not be written: {error.strerror}"))
             # What goes wrong from here on can change the report, no longer the log.
             before = len(host.verdicts)
             await host.every(lambda hooks: hooks.finished(resolution))
@@ -123,16 +141,17 @@ class TaskRun:
         try:
             with self._execution:
                 async with trio.open_nursery() as background:
-                    background.start_soon(host.each, lambda hooks: hooks.background())
+                    background.start_soon(partial(host.each, lambda hooks: hooks.background(), ordered=False))
                     await host.each(lambda hooks: hooks.prepare(builder))
                     async with builder.sandbox() as sandbox, trio.open_nursery() as beside:
                         started = True
-                        beside.start_soon(host.each, lambda hooks: hooks.alongside(sandbox))
+                        beside.start_soon(partial(host.each, lambda hooks: hooks.alongside(sandbox), ordered=False))
                         await sandbox.wait()
                         beside.cancel_scope.cancel()
                     background.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001 - a hook's or the sandbox's; classify says whose fault it is
             host.fail(error)
+        self._executed = True
         return started
 
     # What happens beside it
@@ -141,7 +160,7 @@ class TaskRun:
         """Reclaim in time, until the queue says that the run is no longer ours or the claim cannot be kept."""
         grace = self._workshop.services.kill_grace
         while True:
-            times = claim_times(self._ports.now(), self._taken_until, grace)
+            times = claim_times(self._workshop.deployment.server_now(), self._taken_until, grace)
             await self._sleep_until(times.reclaim_at)
             with trio.move_on_after(self._seconds_until(times.end_at)) as in_time:
                 if not await self._reclaim():
@@ -188,18 +207,24 @@ class TaskRun:
 
     async def _report(self, resolution: Resolution) -> None:
         """Tell the queue, for as long as the claim lasts; if it cannot be told, the claim expires there."""
-        with trio.move_on_after(self._seconds_until(self._taken_until)) as in_time:
-            while resolution.state is not State.ABANDONED:
+        while not self._reported:
+            if resolution.state is State.ABANDONED:
+                log.info("%s: not reported: %s", self.key, resolution.message)
+                return
+            # Reclaims go on meanwhile, so that there may be more time than at the last attempt.
+            with trio.move_on_after(self._seconds_until(self._taken_until)) as in_time:
                 try:
                     await self._report_once(resolution)
                 except Unavailable as error:
                     log.warning("%s: %s; it is tried again", self.key, error)
                     continue
-                except ApiError as error:
+                except QueueError as error:
                     log.warning("%s: not reported as %s: %s", self.key, resolution, error)
-                break
-        if in_time.cancelled_caught:
-            log.error("%s: could not be reported as %s while the claim lasted", self.key, resolution)
+                    return
+                self._reported = True
+            if in_time.cancelled_caught:
+                log.error("%s: could not be reported as %s while the claim lasted", self.key, resolution)
+                return
         log.info("%s: %s %s", self.key, resolution, resolution.message)
 
     async def _report_once(self, resolution: Resolution) -> None:
@@ -213,7 +238,8 @@ class TaskRun:
                 await self._queue.report_exception(self.key, resolution.reason)
 
     def _seconds_until(self, moment: datetime) -> float:
-        return max(0.0, (moment - self._ports.now()) / timedelta(seconds=1))
+        # By the queue's clock, since the moment is the queue's.
+        return max(0.0, (moment - self._workshop.deployment.server_now()) / timedelta(seconds=1))
 
     async def _sleep_until(self, moment: datetime) -> None:
         # The wall clock may be set while we sleep; an hour at most is slept in error.
@@ -236,3 +262,10 @@ def _log_path(work_dir: Path, key: RunKey) -> Path:
     folder = work_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder / f"{key.task_id}-{key.run_id}.log"
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("%s could not be removed: %s", path, error.strerror)

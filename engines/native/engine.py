@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,6 +23,8 @@ from worker.errors import WorkerFault
 from worker.process import NotContained, open_tree
 from worker.run import Run
 from worker.schema import Document, Slice
+
+log = logging.getLogger(__name__)
 
 # Output that is still in the pipe when everything is dead is read for so long, in seconds: more would mean that someone
 # outside of the tree holds the pipe open.
@@ -127,12 +131,12 @@ def _make(directory: Path) -> None:
 
 
 def _remove(directory: Path) -> None:
+    """Remove a task's directory, whatever the task has made of it; what cannot be removed is the worker's to tell."""
     try:
         shutil.rmtree(directory)
-    except PermissionError:
-        # Folders that the task has made read-only; links are not followed.
-        for folder, names, _ in os.walk(directory):
-            for name in names:
-                if not (path := Path(folder, name)).is_symlink():
-                    path.chmod(0o700)
-        shutil.rmtree(directory)
+    except (OSError, RecursionError):
+        # Folders without permissions, or more of them in one another than Python can follow.
+        for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+            done = subprocess.run([*command, "--", directory], capture_output=True, text=True, check=False)
+        if directory.exists():
+            log.error("%s could not be removed: %s", directory, done.stderr.strip()[:500])

@@ -103,4 +103,6 @@ def _entries(top: Path, folder: str) -> tuple[list[str], list[str]]:
         return [], []
     except PermissionError:
         raise FileUnreadable(f"{folder} may not be read") from None
+    except OSError as error:  # such as a path that is longer than the system allows
+        raise FileInvalid(f"{folder[:200]} cannot be read: {error.strerror}") from None
     return sorted(folders), sorted(files)

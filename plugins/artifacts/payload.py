@@ -156,13 +156,16 @@ def name_problem(name: str) -> str | None:
     """What is wrong with an artifact's name, if anything (facts page: printable ASCII)."""
     if not _PRINTABLE.fullmatch(name):
         return "an artifact's name must be printable ASCII, one character at least"
+    if {".", ".."} & set(name.split("/")):
+        return "no part of an artifact's name may be . or .., which no URL can have"
     if len(name) > MAX_NAME:
         return f"an artifact's name must not be longer than {MAX_NAME} characters"
     return None
 
 
 def _problems(item: Declared, earliest: datetime, latest: datetime) -> Iterator[Problem]:
-    if problem := name_problem(item.name):
+    # A directory's own name is part of its files' names, or nothing where it is `.`.
+    if problem := name_problem("x" if item.kind == "directory" and item.name in {".", "./"} else item.name):
         yield Problem(item.name_at, problem)
     if item.expires < earliest:
         yield Problem(f"{item.at}.expires", f"must not be before the task's deadline, {format_time(earliest)}")

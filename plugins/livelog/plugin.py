@@ -6,7 +6,7 @@ afterwards      live.log ─ link ─▸ live_backing.log ─▸ storage
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import ClassVar
@@ -16,11 +16,11 @@ import trio
 from plugins.base import Plugin, TaskHooks
 from plugins.livelog.payload import DockerWorkerLiveLog, GenericWorkerLiveLog, LiveLogPayload
 from plugins.livelog.viewers import Viewers
-from worker.errors import ResourceUnavailable, WorkerFault
+from worker.errors import ResourceUnavailable, TaskFault, WorkerFault
 from worker.http import HttpError
 from worker.model import Resolution
 from worker.quantities import Duration
-from worker.queue.errors import QueueError
+from worker.queue.errors import Conflict, QueueError
 from worker.queue.models import LinkArtifactRequest, ReferenceArtifactRequest, TaskDefinition
 from worker.queue.retry import RetryPolicy
 from worker.queue.upload import UPLOAD_POLICY, upload_artifact
@@ -81,11 +81,22 @@ class LiveLogHooks(TaskHooks):
         """Store the log and point the live log to it. Raises `ResourceUnavailable`, or `WorkerFault` for the disk."""
         if self._names.backing is None:
             return
+        errors: list[Exception] = []
+
+        async def kept(attempt: Callable[..., Awaitable[None]], *names: str) -> None:
+            # One that fails must not cut off the other.
+            try:
+                await attempt(*names)
+            except (TaskFault, ResourceUnavailable, WorkerFault) as error:
+                errors.append(error)
+
         async with trio.open_nursery() as nursery:
             # The queue takes a link to what is not there yet.
             if self._names.live is not None:
-                nursery.start_soon(self._link, self._names.live, self._names.backing)
-            await self._store(self._names.backing)
+                nursery.start_soon(kept, self._link, self._names.live, self._names.backing)
+            nursery.start_soon(kept, self._store, self._names.backing)
+        if errors:
+            raise ExceptionGroup("the log is not where it should be", errors)
 
     async def _store(self, name: str) -> None:
         try:
@@ -103,6 +114,8 @@ class LiveLogHooks(TaskHooks):
                     length=content.length,
                     policy=self._upload_policy,
                 )
+        except Conflict as error:
+            raise TaskFault(f"the log could not be stored as {name}: {error.message}") from error
         except (QueueError, HttpError) as error:
             raise ResourceUnavailable(f"the log could not be uploaded: {error}") from error
         except OSError as error:
@@ -123,6 +136,8 @@ class LiveLogHooks(TaskHooks):
         request = LinkArtifactRequest(artifact=backing, content_type=CONTENT_TYPE, expires=_expires(self._run.task))
         try:
             await self._run.queue.create_artifact(self._run.key, live, request)
+        except Conflict as error:
+            raise TaskFault(f"the log could not be linked as {live}: {error.message}") from error
         except (QueueError, HttpError) as error:
             raise ResourceUnavailable(f"the log could not be linked: {error}") from error
 

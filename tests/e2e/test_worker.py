@@ -1,19 +1,33 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
-from datetime import timedelta
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
 import trio
 
+from engines.base import Result
+from plugins.base import Plugin, TaskHooks
 from worker.claims import StopReason
+from worker.config import Config
+from worker.model import COMPLETED, Verdict
+from worker.ports import Ports
+from worker.queue.credentials import Credentials
 from worker.queue.models import TaskStatus
-from worker.supervisor import run_worker
+from worker.run import Run
+from worker.schema import Document, Slice
+from worker.supervisor import Supervisor, run_worker
 from worker.testing.world import World, open_world
+
+T = TypeVar("T")
 
 MOCK: dict[str, Any] = {"engine": "mock", "plugins": {"disabled": ["maxRunTime"]}}
 
@@ -333,3 +347,114 @@ async def test_the_settings_in_the_log_name_the_worker(tmp_path: Path) -> None:
         task_id, _ = await run_one(world, shell("true"), workerId="me-myself")
         settings = (await world.log(task_id)).splitlines()[0].partition("settings: ")[2]
         assert json.loads(settings)["workerId"] == "me-myself"
+
+
+class BrokenPorts(Ports):
+    """A machine on which `breaks` goes wrong, as `error` says."""
+
+    def __init__(self, breaks: Callable[..., object], error: OSError) -> None:
+        super().__init__()
+        self.breaks = breaks
+        self.error = error
+
+    async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+        if function is self.breaks:
+            await trio.lowlevel.checkpoint()
+            raise self.error
+        return await super().run_sync(function, *args)
+
+
+class SkewedPorts(Ports):
+    """A machine whose clock is off by an hour."""
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(hours=1)
+
+
+async def run_with(world: World, ports: Ports, config: Config) -> StopReason:
+    return await run_worker(config, ports, root_url=world.embedded.root_url, credentials=world.credentials)
+
+
+async def test_a_run_whose_log_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        task_id = await world.create({})
+        full = BrokenPorts(os.pwrite, OSError(errno.ENOSPC, "No space left on device"))
+        await run_with(world, full, world.config(numberOfTasks=1, **MOCK))
+        assert reasons(await world.queue.status(task_id)) == [("exception", "internal-error")]
+
+
+async def test_a_clock_that_is_off_by_an_hour_hurts_no_task(tmp_path: Path) -> None:
+    async with open_world(tmp_path, claim_timeout=timedelta(seconds=6)) as world:
+        task_id = await world.create({"mock": {"seconds": 5}})
+        await run_with(world, SkewedPorts(), world.config(numberOfTasks=1, **MOCK))
+        assert reasons(await world.queue.status(task_id)) == [("completed", "completed")]
+
+
+async def test_a_refusal_is_told_once_and_not_kept_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "worker")
+    async with open_world(tmp_path) as world:
+        wrong = Credentials(world.credentials.client_id, "wrong")
+        config = world.config(idleTimeout=2, **MOCK)
+        await run_worker(config, world.ports, root_url=world.embedded.root_url, credentials=wrong)
+    told = [record.getMessage() for record in caplog.records if "claimWork" in record.getMessage()]
+    assert len(told) == 1
+    assert "401" in told[0]
+
+
+async def test_a_task_that_ended_by_itself_before_the_worker_was_told_to_stop_is_not_run_again(tmp_path: Path) -> None:
+    stopped: list[Supervisor] = []
+
+    class StopsLate(Plugin[Document, Slice]):
+        """Tells the worker to stop when the task's own part is over."""
+
+        @asynccontextmanager
+        async def task_scope(self, run: Run[Slice]) -> AsyncGenerator[TaskHooks, None]:
+            yield LateHooks()
+
+    class LateHooks(TaskHooks):
+        async def stopped(self, result: Result | None) -> Verdict:
+            stopped[0].stop()
+            return COMPLETED
+
+    async with open_world(tmp_path) as world, trio.open_nursery() as nursery:
+        task_id = await world.create({})
+
+        async def run(*, task_status: trio.TaskStatus[Supervisor]) -> None:
+            await run_worker(
+                world.config(**MOCK),
+                world.ports,
+                root_url=world.embedded.root_url,
+                credentials=world.credentials,
+                extra_plugins={"stopsLate": StopsLate},
+                on_stop=world.embedded.answer_polls,
+                task_status=task_status,
+            )
+
+        stopped.append(await nursery.start(run))
+        assert reasons(await world.resolved(task_id)) == [("completed", "completed")]
+
+
+async def test_a_task_may_name_its_artifact_like_the_log_and_fails_and_the_log_is_kept(tmp_path: Path) -> None:
+    payload = shell("echo x > a", artifacts=[{"type": "file", "path": "a", "name": "public/logs/live.log"}])
+    async with open_world(tmp_path) as world:
+        task_id, status = await run_one(world, payload)
+        assert reasons(status) == [("failed", "failed")]
+        assert "Executing command 0" in await world.log(task_id)
+
+
+async def test_a_task_cannot_hurt_the_worker_by_what_it_leaves_on_disk(tmp_path: Path) -> None:
+    deep = "i=0; while [ $i -lt 1500 ]; do mkdir d && cd d || exit 1; i=$((i+1)); done"
+    async with open_world(tmp_path) as world:
+        config = world.config(numberOfTasks=1)
+        task_id = await world.create(shell(deep))
+        await world.run_worker(config)
+        assert reasons(await world.queue.status(task_id)) == [("completed", "completed")]
+        assert list((config.worker.work_dir / "tasks").iterdir()) == []
+
+
+async def test_variables_that_no_shell_could_name_reach_the_task(tmp_path: Path) -> None:
+    payload = {"command": [["env"]], "env": {"FOO.BAR": "1", "my-var": "2"}, "maxRunTime": 60}
+    async with open_world(tmp_path) as world:
+        task_id, _ = await run_one(world, payload)
+        lines = (await world.log(task_id)).splitlines()
+        assert {"FOO.BAR=1", "my-var=2"} <= set(lines)

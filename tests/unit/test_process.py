@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,22 @@ async def test_nothing_of_a_tree_is_left_among_the_cgroups() -> None:
         await start(tree, "echo x; exec sleep 1000")
     home = cgroup_home()
     assert home is None or not (home / f"tc-worker-{name}").exists()
+
+
+class Unsettled(SessionGroup):
+    """A group whose members cannot be listed at first, as when descriptors run out."""
+
+    failures = 1
+
+    def members(self) -> list[int]:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().members()
+
+
+async def test_what_hinders_the_request_to_end_does_not_hinder_the_killing() -> None:
+    tree = ProcessTree(Unsettled())
+    pid = int(await start(tree, "echo $$; exec sleep 1000"))
+    await tree.end(Ports(), grace=60)
+    assert not alive(pid)

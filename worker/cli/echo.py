@@ -52,7 +52,7 @@ class EchoHooks(TaskHooks):
         try:
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
-        except BrokenPipeError:
+        except OSError:  # it went away, or its disk is full
             self._broken = True
         # Counted here, where no cancellation comes between writing and counting.
         self._offset += len(chunk)

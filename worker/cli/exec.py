@@ -54,6 +54,7 @@ def exec_(task_file: Path, artifacts: Path | None, config_path: Path | None) -> 
 async def _execute(
     config: Config, ports: Ports, task: CreateTaskRequest, work_dir: Path, artifacts: Path | None
 ) -> int:
+    from worker.claims import StopReason
     from worker.cli.echo import Echo
     from worker.cli.fetching import download_all, tell
     from worker.cli.running import joined, open_queue, supervise
@@ -71,11 +72,12 @@ async def _execute(
         )
         async with open_session(here) as session:
             task_id = await create_task(session, task)
-            await supervise(here, ports, {"echo": Echo}, queue.answer_polls)
-            runs = (await session.queue.status(task_id)).runs
-            if not runs or runs[0].reason_resolved == "worker-shutdown":
-                return INTERRUPTED
-            if artifacts is not None:
-                await download_all(session, RunKey(task_id, 0), artifacts, tell)
+            reason = await supervise(here, ports, {"echo": Echo}, queue.answer_polls)
             # The first run is the one that there was: a retry would be the second.
-            return EXIT_CODES.get(runs[0].state, WORKER_FAULT)
+            runs = (await session.queue.status(task_id)).runs
+            code = EXIT_CODES.get(runs[0].state, WORKER_FAULT) if runs else WORKER_FAULT
+            interrupted = reason is StopReason.STOPPED or (runs and runs[0].reason_resolved == "worker-shutdown")
+            missing = await download_all(session, RunKey(task_id, 0), artifacts, tell) if artifacts else 0
+            if interrupted:
+                return INTERRUPTED
+            return code or (WORKER_FAULT if missing else 0)

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ T = TypeVar("T")
 # It waits up to 20 s for work, and is not idempotent: tasks of a lost answer stay claimed. Whoever claims decides.
 CLAIM_WORK = "queue.claimWork"
 
+NOTABLE_SKEW = 2.0  # seconds: a `Date` has no fractions, and the answer takes its time
 STALE_AFTER = 60.0  # seconds of clock difference that may explain a 401; services allow 15 minutes
 
 
@@ -59,6 +60,11 @@ class Deployment:
     def server_time(self) -> float:
         """The time on the services' clock, in seconds since 1970, as well as it is known."""
         return self.ports.now().timestamp() + self.skew
+
+    def server_now(self) -> datetime:
+        """The services' clock, for comparing with times of theirs. A difference that their seconds hide is none."""
+        skew = self.skew if abs(self.skew) >= NOTABLE_SKEW else 0.0
+        return self.ports.now() + timedelta(seconds=skew)
 
     async def perform(
         self, call: Call, credentials: CredentialsProvider, parse: Callable[[Any], T], policy: RetryPolicy
