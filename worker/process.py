@@ -59,9 +59,12 @@ class CpuTime:
 
 
 class Group(ABC):
-    """What holds a tree together."""
+    """What holds a tree together. `leaders` are the processes that were started in it, each in a session of its own."""
 
     kind: str
+
+    def __init__(self) -> None:
+        self.leaders: list[trio.Process] = []
 
     @abstractmethod
     def launcher(self, env: Mapping[str, str]) -> Sequence[str]:
@@ -93,6 +96,7 @@ class CgroupGroup(Group):
     kind = "cgroup"
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
         path.mkdir(parents=True)
 
@@ -134,9 +138,6 @@ class SessionGroup(Group):
 
     kind = "session"
 
-    def __init__(self) -> None:
-        self.leaders: list[trio.Process] = []
-
     def launcher(self, env: Mapping[str, str]) -> Sequence[str]:
         return ()
 
@@ -164,7 +165,6 @@ class ProcessTree:
 
     def __init__(self, group: Group) -> None:
         self.group = group
-        self._children: list[trio.Process] = []
 
     async def spawn(
         self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int, output: int
@@ -187,9 +187,7 @@ class ProcessTree:
                 )
             except (OSError, ValueError) as error:
                 raise SpawnFailed(f"{argv[0]}: {getattr(error, 'strerror', None) or error}") from error
-        self._children.append(process)
-        if isinstance(self.group, SessionGroup):
-            self.group.leaders.append(process)
+        self.group.leaders.append(process)
         return process
 
     async def end(self, ports: Ports, grace: float) -> None:
@@ -211,8 +209,8 @@ class ProcessTree:
     async def _wait_empty(self, ports: Ports) -> None:
         """Wait for the members to die, also for those that they start meanwhile. Our own children are reaped."""
         async with trio.open_nursery() as nursery:
-            for child in self._children:
-                nursery.start_soon(child.wait)
+            for leader in self.group.leaders:
+                nursery.start_soon(leader.wait)
         while pids := await ports.run_sync(self.group.members):
             await _wait_dead(pids[0])
 
@@ -284,12 +282,16 @@ def containment() -> str:
 
 @asynccontextmanager
 async def open_tree(ports: Ports, name: str, grace: float) -> AsyncGenerator[ProcessTree, None]:
-    """A tree of that `name`, unique on this machine. When the block ends, it is ended: TERM, `grace` seconds, KILL.
+    """A tree, to be known by `name`. When the block ends, it is ended: TERM, `grace` seconds, KILL.
 
     Raises NotContained where something survived, which takes a process that the kernel itself cannot end.
     """
     home = cgroup_home()
-    group = SessionGroup() if home is None else await ports.run_sync(CgroupGroup, home / f"tc-worker-{name}")
+    group = (
+        SessionGroup()
+        if home is None
+        else await ports.run_sync(CgroupGroup, home / f"tc-worker-{name}-{ports.token(6)}")
+    )
     tree = ProcessTree(group)
     try:
         yield tree
