@@ -148,6 +148,17 @@ def test_a_running_task_is_followed_and_cancelled(environ: Environment, tmp_path
         assert worker.returncode == 0
 
 
+@pytest.mark.parametrize("payload", [{"logs": "{live: public/a, backing: public/b}"}, {"features": "{liveLog: false}"}])
+def test_a_log_is_found_wherever_the_task_wants_it(
+    environ: Environment, tmp_path: Path, payload: dict[str, str]
+) -> None:
+    with started([*WORKER, "run"], environ) as worker:
+        task_id = tc(environ, "submit", "--wait", task(tmp_path, "echo found", **payload)).stdout.strip()
+        log = tc(environ, "logs", "--", task_id)
+        assert "found" in log.stdout.splitlines(), log.stderr
+        end(worker)
+
+
 def test_waiting_for_a_task_that_fails(environ: Environment, tmp_path: Path) -> None:
     with started([*WORKER, "run"], environ) as worker:
         assert tc(environ, "submit", "--wait", task(tmp_path, "exit 1")).returncode == 1

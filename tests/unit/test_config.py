@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -220,13 +221,13 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, "worker: {workDir: work}").worker.work_dir == tmp_path / "work"
 
 
-def test_the_config_file_is_found_in_the_order_of_the_design(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert find_config(None, {}) is None
-    (tmp_path / "tc-worker.yml").touch()
-    assert find_config(None, {}) == Path("tc-worker.yml")
-    assert find_config(None, {"TC_WORKER_CONFIG": "named.yml"}) == Path("named.yml")
-    assert find_config(Path("option.yml"), {"TC_WORKER_CONFIG": "named.yml"}) == Path("option.yml")
+def test_the_config_file_is_found_in_the_order_of_the_design(tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path):
+        assert find_config(None, {}) is None
+        (tmp_path / "tc-worker.yml").touch()
+        assert find_config(None, {}) == Path("tc-worker.yml")
+        assert find_config(None, {"TC_WORKER_CONFIG": "named.yml"}) == Path("named.yml")
+        assert find_config(Path("option.yml"), {"TC_WORKER_CONFIG": "named.yml"}) == Path("option.yml")
 
 
 @pytest.mark.parametrize(

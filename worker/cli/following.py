@@ -13,8 +13,10 @@ from worker.cli.tasks import EXIT_CODES, described, latest_run
 from worker.http import HttpError
 from worker.model import RunKey
 from worker.queue.errors import NotFound
+from worker.schema import JsonObject
 
-LIVE_LOG = "public/logs/live.log"  # while the task runs a stream, afterwards a link to the log that was uploaded
+# The first is a stream while the task runs, afterwards a link to the second, which was uploaded then.
+LOGS = {"live": "public/logs/live.log", "backing": "public/logs/live_backing.log"}
 SILENCE = 1.0  # seconds after which what there is of a running task's log has come, without --follow
 PAUSE = 0.5  # seconds between looks for a log that is not there yet
 ATTEMPTS = 10  # in a row without a byte
@@ -35,13 +37,13 @@ class _Stdout:
 
 async def copy_log(session: Session, task_id: str, *, follow: bool) -> None:
     """Copy the log of the task's last run to stdout. Raises Failure where there is none."""
-    key, running = await _find_log(session, task_id, follow=follow)
+    key, name, running = await _find_log(session, task_id, follow=follow)
     stdout = _Stdout()
     failures = 0
     while True:
         before = stdout.offset
         try:
-            await _copy_once(session, key, stdout, whole=follow or not running)
+            await _copy_once(session, key, name, stdout, whole=follow or not running)
         except (HttpError, Failure, NotFound):
             # Between the end of the live log and the upload of the whole one there is a moment without either.
             failures = 0 if stdout.offset > before else failures + 1
@@ -52,16 +54,18 @@ async def copy_log(session: Session, task_id: str, *, follow: bool) -> None:
             return
 
 
-async def _find_log(session: Session, task_id: str, *, follow: bool) -> tuple[RunKey, bool]:
-    """The run, and whether it was still running."""
+async def _find_log(session: Session, task_id: str, *, follow: bool) -> tuple[RunKey, str, bool]:
+    """The run, its log's name, and whether it was still running."""
     told = False
+    names = _log_names((await session.queue.task(task_id)).payload)
     while True:
         status = await session.queue.status(task_id)
         resolved = status.state in EXIT_CODES
         if status.runs:
             key = latest_run(status)
-            if any(artifact.name == LIVE_LOG for artifact in await session.queue.list_artifacts(key)):
-                return key, not resolved
+            there = {artifact.name for artifact in await session.queue.list_artifacts(key)}
+            if name := next((name for name in names if name in there), None):
+                return key, name, not resolved
         if resolved or not follow:
             raise Failure(f"task {task_id} has no log: it is {described(status)}", NO_QUEUE)
         if not told:
@@ -70,10 +74,17 @@ async def _find_log(session: Session, task_id: str, *, follow: bool) -> tuple[Ru
         await trio.sleep(PAUSE)
 
 
-async def _copy_once(session: Session, key: RunKey, stdout: _Stdout, *, whole: bool) -> None:
+def _log_names(payload: JsonObject) -> list[str]:
+    """Where the payload says that the logs go (facts page, section 2: `logs`); the live log is better than its copy."""
+    logs = payload.get("logs")
+    given = logs if isinstance(logs, dict) else {}
+    return [str(given.get(which, usual)) for which, usual in LOGS.items()]
+
+
+async def _copy_once(session: Session, key: RunKey, name: str, stdout: _Stdout, *, whole: bool) -> None:
     """From where `stdout` is to the end of the log; or, not `whole`, to its present end."""
     position = 0
-    async with open_artifact(session, key, LIVE_LOG) as stream:
+    async with open_artifact(session, key, name) as stream:
         chunks = aiter(stream.chunks())
         while True:
             with trio.move_on_after(inf if whole else SILENCE) as patience:
