@@ -11,11 +11,12 @@ from typing import Any
 
 import engines.registry
 import plugins.registry
+from worker.cgroups import Limits
 from worker.config import Config
 from worker.http import HttpError, open_http
 from worker.ports import Ports
-from worker.process import CgroupGroup, containment
-from worker.quantities import format_size
+from worker.process import open_containment, owner_of
+from worker.quantities import approximate_size, format_size
 from worker.queue.client import service
 from worker.queue.deployment import Deployment
 from worker.queue.errors import QueueError, Unauthorized
@@ -24,6 +25,10 @@ from worker.serving import listen
 from worker.workshop import configured_payload
 
 SKEW_TOLD, SKEW_BAD = 30.0, 15 * 60.0  # seconds; services refuse signatures that are 15 minutes off (facts page, 1)
+
+
+_LIMITS = ("memory", "pids", "cpu")  # cgroup controllers
+_REMEDY = "run as root, or where cgroups are delegated: systemd-run --user --scope -p Delegate=yes tc-worker run"
 
 
 class Health(StrEnum):
@@ -46,7 +51,7 @@ class Finding:
 
 async def examine(config: Config, ports: Ports, tell: Callable[[Finding], None]) -> None:
     """Look at everything that a worker with this config needs; `tell` gets each finding as it is made."""
-    tell(await ports.run_sync(_containment))
+    tell(await _containment(config, ports))
     for finding in _installed():
         tell(finding)
     tell(_payload(config))
@@ -56,16 +61,18 @@ async def examine(config: Config, ports: Ports, tell: Callable[[Finding], None])
         tell(finding)
 
 
-def _containment() -> Finding:
-    kind = containment()
-    if kind == CgroupGroup.kind:
-        return Finding("containment", Health.OK, "tasks run in cgroups of their own")
-    return Finding(
-        "containment",
-        Health.WARN,
-        f"{kind}: a task's process can escape from it",
-        "run as root, or where cgroups are delegated: systemd-run --user --scope -p Delegate=yes tc-worker run",
-    )
+async def _containment(config: Config, ports: Ports) -> Finding:
+    async with open_containment(ports, owner_of(config.worker.work_dir)) as containment:
+        limitable = sorted(set(_LIMITS) - set(containment.lacking(Limits(1, 1, 1))))
+    limits = f"can limit {', '.join(limitable)}" if limitable else "cannot limit their use of the machine"
+    detail = f"tasks are held by a {containment.kind}; {limits}"
+    if containment.namespaces or containment.homes is not None:
+        if len(limitable) == len(_LIMITS):
+            return Finding("containment", Health.OK, detail)
+        return Finding("containment", Health.WARN, detail, _REMEDY)
+    if containment.is_told:
+        return Finding("containment", Health.WARN, f"{detail}; they outlive a worker that is killed", _REMEDY)
+    return Finding("containment", Health.WARN, f"{detail}; a task's process can escape from it", _REMEDY)
 
 
 def _installed() -> Iterator[Finding]:
@@ -93,15 +100,11 @@ def _disk(config: Config) -> Finding:
     free, least = shutil.disk_usage(present).free, config.worker.minimum_disk_space
     if not os.access(present, os.W_OK | os.X_OK) or not present.is_dir():
         return Finding("disk", Health.BAD, f"{present} cannot be written to", "choose another worker.workDir")
-    detail = f"{_round(free)} free in {work_dir}"
+    detail = f"{approximate_size(free)} free in {work_dir}"
     if free < least:
         remedy = "make room, or lower worker.minimumDiskSpace"
         return Finding("disk", Health.BAD, f"{detail}, less than minimumDiskSpace, {format_size(least)}", remedy)
     return Finding("disk", Health.OK, detail)
-
-
-def _round(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
 
 
 async def _webhooks(config: Config) -> Finding:

@@ -103,6 +103,15 @@ def format_size(size: int) -> str:
     return f"{size} byte" if size == 1 else f"{size} bytes"
 
 
+def approximate_size(size: int) -> str:
+    """A size for people to read, to three digits or so: `3.9 GiB`, `812 MiB`."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            number = size / factor
+            return f"{number:.0f} {unit}" if number >= 100 or number == round(number) else f"{number:.1f} {unit}"
+    return format_size(size)
+
+
 def _validator(kind: str, parse: Callable[[object], T]) -> Callable[[object], T]:
     def validate(value: object) -> T:
         try:

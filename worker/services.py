@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+
+import trio
 
 from worker.http import HttpClients
 from worker.ports import Ports
@@ -23,7 +25,11 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything of the worker's that outlives a run. `work_dir` is the worker's alone; each uses a folder in it."""
+    """Everything of the worker's that outlives a run. `work_dir` is the worker's alone; each uses a folder in it.
+
+    `kill_grace` is the longest that any task gets from TERM to KILL: claims are given up that much before their end.
+    `hurry` is set when the worker is told to end at once: from then on there is no grace any more.
+    """
 
     identity: Identity
     ports: Ports
@@ -31,3 +37,4 @@ class Services:
     webhooks: Webhooks
     work_dir: Path
     kill_grace: timedelta
+    hurry: trio.Event = field(default_factory=trio.Event)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import trio
 
 from engines.base import Ended
 from engines.native.output import Output
-from worker.process import CpuTime, ProcessTree, SpawnFailed
+from worker.cgroups import Usage
+from worker.process import ProcessTree, SpawnFailed
 from worker.tasklog import TaskLog
 
 
@@ -46,16 +46,18 @@ async def _run(
     tree: ProcessTree,
     output: Output,
 ) -> Ended:
-    begun, before = trio.current_time(), tree.group.cpu_time()
+    begun, before = trio.current_time(), tree.usage()
     try:
-        process = await tree.spawn(argv, cwd=directory, env=env, stdin=subprocess.DEVNULL, output=output.writer)
+        process = await tree.spawn(argv, cwd=directory, env=env, output=output.writer)
     except SpawnFailed as error:
         return Ended(success=False, message=f"command {index} could not be started: {error}")
     code = await process.wait()
     await output.drain()
-    wall, after = trio.current_time() - begun, tree.group.cpu_time()
+    wall, after = trio.current_time() - begun, tree.usage()
     for line in _closing_lines(code, wall, before, after):
         log.say(line)
+    if (memory := tree.out_of_memory()) is not None:
+        return Ended(success=False, exit_code=code, message=memory)
     if code == 0:
         return Ended(success=True, exit_code=0)
     if code < 0:
@@ -63,7 +65,7 @@ async def _run(
     return Ended(success=False, exit_code=code, message=f"command {index} exited with code {code}{_hint(code)}")
 
 
-def _closing_lines(code: int, wall: float, before: CpuTime | None, after: CpuTime | None) -> list[str]:
+def _closing_lines(code: int, wall: float, before: Usage | None, after: Usage | None) -> list[str]:
     times = []
     if before is not None and after is not None:
         times = [f"User Time: {after.user - before.user:.3f}s", f"Kernel Time: {after.kernel - before.kernel:.3f}s"]

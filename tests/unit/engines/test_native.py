@@ -3,7 +3,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,35 @@ import trio
 
 from engines.base import Ended, FileInvalid, FileMissing, FileUnreadable
 from engines.native.commands import shown
-from engines.native.engine import Native, NativeConfig, NativePayload
+from engines.native.engine import Native, NativeConfig, NativeLimits, NativePayload, TaskLimits
 from engines.native.files import FolderResult
+from worker import proctree
+from worker.cgroups import Limits
+from worker.errors import MalformedPayload
 from worker.ports import Ports
+from worker.process import MARK, open_containment, owner_of
+from worker.services import Services
 from worker.testing.runs import log_text, open_run, open_services
 
 
+@asynccontextmanager
+async def opened(services: Services, config: NativeConfig | None = None) -> AsyncGenerator[Native, None]:
+    engine = Native(config or NativeConfig(), services)
+    async with engine.worker_scope():
+        yield engine
+
+
 async def run_native(
-    folder: Path, command: list[list[str]], env: dict[str, str] | None = None
+    folder: Path,
+    command: list[list[str]],
+    env: dict[str, str] | None = None,
+    config: NativeConfig | None = None,
+    limits: TaskLimits | None = None,
 ) -> tuple[Ended | None, str]:
     """How it ended, and the log."""
-    async with open_services(folder) as services, open_run(folder, NativePayload(command=command)) as run:
-        engine = Native(NativeConfig(), services)
-        async with engine.builder(run) as builder:
+    payload = NativePayload(command=command, limits=limits or TaskLimits())
+    async with open_services(folder) as services, open_run(folder, payload) as run:
+        async with opened(services, config) as engine, engine.builder(run) as builder:
             builder.env.update(env or {})
             async with builder.sandbox() as sandbox:
                 await sandbox.wait()
@@ -31,6 +48,16 @@ async def run_native(
                 ended = result.ended
         assert not list((services.work_dir / "tasks").iterdir())
         return ended, await log_text(run)
+
+
+def is_shell_or_sleep(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text() in {"sh\n", "sleep\n"}
+
+
+def command_lines() -> Iterator[str]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            yield path.read_text(errors="replace")
 
 
 def own_lines(log: str) -> list[str]:
@@ -62,7 +89,8 @@ async def test_output_is_not_taken_for_text(tmp_path: Path) -> None:
     async with (
         open_services(tmp_path) as services,
         open_run(tmp_path, NativePayload(command=[[sys.executable, "-c", script]])) as run,
-        Native(NativeConfig(), services).builder(run) as builder,
+        opened(services) as engine,
+        engine.builder(run) as builder,
     ):
         async with builder.sandbox() as sandbox:
             await sandbox.wait()
@@ -99,6 +127,7 @@ async def test_the_environment_is_the_tasks_and_not_the_workers(tmp_path: Path) 
         "PWD",
         "SHELL",
         "TASK_WORKDIR",
+        "TC_WORKER_TREE",
         "TZ",
         "USER",
         "_",
@@ -117,19 +146,13 @@ async def test_directories_that_the_task_made_read_only_are_removed(tmp_path: Pa
 
 
 async def test_what_a_command_leaves_running_ends_with_the_task(tmp_path: Path) -> None:
+    mark = Ports().slug()
     script = (
-        "setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1000; done' & while [ ! -s pid ]; do sleep 0.01; done"
+        "setsid sh -c 'trap \"\" TERM; : > there; while :; do sleep 1000; done' $0 & until [ -e there ]; do :; done"
     )
-    _, log = await run_native(tmp_path, [["sh", "-c", script.replace("echo $$", "echo $$ | tee pid")]])
-    pid = int(own_lines(log)[0])
-    assert not alive(pid)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+    await run_native(tmp_path, [["sh", "-c", script, mark]])
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]  # noqa: ASYNC240 - a test
+    assert not [line for line in lines if mark.encode() in line]
 
 
 @pytest.mark.parametrize(
@@ -187,17 +210,18 @@ async def test_a_walk_finds_regular_files_and_follows_no_links(tmp_path: Path) -
 
 async def test_a_process_that_keeps_the_pipe_open_from_outside_delays_the_end_by_its_limit_only(tmp_path: Path) -> None:
     # A child of the test, not of the task, gets hold of the pipe through /proc.
-    script = "echo $$; exec sleep 1000"
+    script = "echo ready; exec sleep 1000"
     async with (
         open_services(tmp_path) as services,
         open_run(tmp_path, NativePayload(command=[["sh", "-c", script]])) as run,
-        Native(NativeConfig(), services).builder(run) as builder,
+        opened(services) as engine,
+        engine.builder(run) as builder,
     ):
         async with builder.sandbox():
             text = b""
             while not own_lines(text.decode()):
                 text += await run.log.read(len(text))
-            pid = own_lines(text.decode())[0]
+            pid = next(filter(is_shell_or_sleep, proctree.marked(MARK, owner_of(services.work_dir))))
             # It says so when it has the pipe.
             script = f"exec 3> /proc/{pid}/fd/1; echo ready; exec sleep 1000"
             holder = await trio.lowlevel.open_process(["sh", "-c", script], stdout=subprocess.PIPE)
@@ -207,3 +231,39 @@ async def test_a_process_that_keeps_the_pipe_open_from_outside_delays_the_end_by
         await holder.wait()
         await holder.stdout.aclose()
         assert "holds its output open" in await log_text(run)
+
+
+async def test_too_much_memory_fails_the_task_and_is_named(tmp_path: Path) -> None:
+    async with open_containment(Ports(), "probe") as containment:
+        if containment.lacking(Limits(memory=1)):
+            pytest.skip("no memory controller that the worker may use")
+    config = NativeConfig(limits=NativeLimits(memory=64 * 2**20))
+    # A child runs out of memory, and the command takes no notice.
+    script = f"{sys.executable} -c 'bytearray(200_000_000)'; exit 0"
+    ended, log = await run_native(tmp_path, [["sh", "-c", script]], config=config)
+    assert ended is not None
+    assert not ended.success
+    assert "out of memory" in ended.message
+    assert "its limit of 64 MiB" in ended.message
+    assert "limits: memory 64 MiB" in log
+
+
+async def test_what_is_left_running_is_ended_and_told(tmp_path: Path) -> None:
+    ended, log = await run_native(tmp_path, [["sh", "-c", "setsid sleep 1000 & exit 0"]])
+    assert ended == Ended(True, 0)
+    assert "ended 1 process that the commands had left running" in log
+    assert "Resources used: " in log.splitlines()[-1]
+
+
+async def test_a_grace_of_its_own(tmp_path: Path) -> None:
+    script = "trap '' TERM; echo ready; while :; do sleep 1000; done"
+    payload = NativePayload(command=[["sh", "-c", f"({script}) &"]], limits=TaskLimits(kill_grace=0))
+    async with open_services(tmp_path) as services, open_run(tmp_path, payload) as run, opened(services) as engine:
+        async with engine.builder(run) as builder, builder.sandbox() as sandbox:
+            await sandbox.wait()
+        assert "did not end when asked to" in await log_text(run)
+
+
+async def test_a_longer_grace_than_the_workers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MalformedPayload, match=r"limits\.killGrace: is more than this worker allows"):
+        await run_native(tmp_path, [["true"]], limits=TaskLimits(kill_grace=1e6))
