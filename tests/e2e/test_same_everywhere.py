@@ -41,6 +41,7 @@ VARYING = [
     (r"(Time|Duration): \d+\.\d{3}s", r"\1: N"),
     (r"Task ID: \S+", "Task ID: ID"),
     (r'"(workerId|workerGroup|taskQueueId)": "[^"]*"', r'"\1": "W"'),
+    (r"(Resources used:).*", r"\1"),
 ]
 
 
