@@ -168,7 +168,7 @@ class ProcessTree:
         with trio.move_on_after(KILL_LIMIT):
             while killed := await self._ports.run_sync(self._kill):
                 for pid in killed:
-                    await _wait_dead(pid)
+                    await wait_dead(pid)
             for leader in self.leaders:
                 await leader.wait()
         left = await self._ports.run_sync(self._take_stock)
@@ -185,7 +185,7 @@ class ProcessTree:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when, hurry, nursery.cancel_scope)
                 while pids := await self._ports.run_sync(self.members):
-                    await _wait_dead(pids.pop())
+                    await wait_dead(pids.pop())
                 nursery.cancel_scope.cancel()
 
     def _send_term(self) -> set[int]:
@@ -363,7 +363,8 @@ async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _wait_dead(pid: int) -> None:
+async def wait_dead(pid: int) -> None:
+    """Wait for a process to end; it need not be a child."""
     try:
         descriptor = os.pidfd_open(pid)
     except (ProcessLookupError, AttributeError):  # AttributeError: not Linux; the members are children, and reaped

@@ -29,6 +29,7 @@ from worker.queue.deployment import Deployment
 from worker.queue.errors import ApiError, QueueError
 from worker.queue.models import TaskClaim
 from worker.queue.services import Queue
+from worker.recovery import open_work_dir
 from worker.services import Identity, Services
 from worker.taskrun import TaskRun
 from worker.webhooks import open_webhooks
@@ -233,9 +234,12 @@ async def run_worker(
     FatalWorkerFault where it cannot begin.
     """
     own = config.worker
-    await ports.run_sync(lambda: own.work_dir.mkdir(parents=True, exist_ok=True, mode=0o700))
     identity = Identity(root_url, own.task_queue_id, own.worker_group, own.worker_id)
-    async with open_http(ports) as http, open_webhooks(ports, config.webhooks) as webhooks:
+    async with (
+        open_work_dir(ports, own.work_dir),
+        open_http(ports) as http,
+        open_webhooks(ports, config.webhooks) as webhooks,
+    ):
         services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)
         deployment = Deployment(root_url, http, ports)
         async with open_workshop(config, services, deployment, extra_plugins or {}) as workshop:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,6 +20,7 @@ from engines.native.output import Output
 from engines.native.remarks import in_words, warnings_of
 from worker.cgroups import Limits
 from worker.errors import FatalWorkerFault, MalformedPayload, Problem, WorkerFault
+from worker.folders import remove_folder
 from worker.process import Containment, NotContained, ProcessTree, open_containment, owner_of
 from worker.quantities import Duration, Size, approximate_size, format_duration
 from worker.run import Run
@@ -188,7 +187,7 @@ class Native(Engine[NativeConfig, NativePayload]):
             yield NativeBuilder(self, run, directory, grace)
         finally:
             with trio.CancelScope(shield=True):
-                await ports.run_sync(_remove, directory)
+                await ports.run_sync(remove_folder, directory)
 
     def _grace(self, limits: TaskLimits) -> float:
         most = self.services.kill_grace
@@ -202,15 +201,3 @@ class Native(Engine[NativeConfig, NativePayload]):
 
 def _make(directory: Path) -> None:
     directory.mkdir(parents=True, mode=0o700)
-
-
-def _remove(directory: Path) -> None:
-    """Remove a task's directory, whatever the task has made of it; what cannot be removed is the worker's to tell."""
-    try:
-        shutil.rmtree(directory)
-    except (OSError, RecursionError):
-        # Folders without permissions, or more of them in one another than Python can follow.
-        for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
-            done = subprocess.run([*command, "--", directory], capture_output=True, text=True, check=False)
-        if directory.exists():
-            log.error("%s could not be removed: %s", directory, done.stderr.strip()[:500])

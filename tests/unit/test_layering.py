@@ -15,7 +15,7 @@ LAYERS: Sequence[frozenset[str]] = [
     frozenset(names.split())
     for names in (
         "worker.claims worker.environment worker.errors worker.model worker.ports worker.quantities",
-        "worker.cgroups worker.launcher worker.proctree",
+        "worker.cgroups worker.folders worker.launcher worker.proctree",
         "worker.pidns",
         "worker.http worker.outcome worker.process worker.schema worker.serving worker.spool worker.tasklog",
         "worker.documents worker.payload worker.queue worker.references worker.registry worker.webhooks",
@@ -24,7 +24,7 @@ LAYERS: Sequence[frozenset[str]] = [
         "plugins.base",
         "concrete worker.pluginhost",
         "worker.config",
-        "worker.config_schema worker.workshop",
+        "worker.config_schema worker.recovery worker.workshop",
         "worker.doctor worker.taskrun",
         "worker.supervisor",
         "worker.cli worker.testing",

@@ -1,0 +1,97 @@
+"""Takes over a worker's directory: one worker at a time has it, and finds it empty of what an earlier one left.
+
+After `kill -9` or a loss of power there may be processes, cgroups, task directories and logs. Mounts go with their
+namespace. The runs themselves are the queue's: their claims expire, and it runs the tasks again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from worker import cgroups, proctree
+from worker.errors import FatalWorkerFault
+from worker.folders import remove_folder
+from worker.ports import Ports
+from worker.process import KILL_LIMIT, MARK, owner_of, wait_dead
+
+log = logging.getLogger("worker")
+
+LOCK = "lock"
+FOLDERS = ("tasks", "logs")  # with one entry for each run
+
+
+@asynccontextmanager
+async def open_work_dir(ports: Ports, work_dir: Path) -> AsyncGenerator[None, None]:
+    """The directory, made where it is missing, is this worker's alone while the block lasts, and begins clean.
+
+    Raises FatalWorkerFault where another worker has it or something in it cannot be ended, and OSError.
+    """
+    lock = await ports.run_sync(_lock, work_dir)
+    try:
+        await _end_processes(ports, owner_of(work_dir))
+        await ports.run_sync(_remove_folders, work_dir)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(work_dir: Path) -> int:
+    work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(work_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 20, 0).decode().strip()
+        os.close(descriptor)
+        raise FatalWorkerFault(
+            f"worker.workDir, {work_dir}, is in use by another worker (process {holder}): give each its own"
+        ) from None
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+async def _end_processes(ports: Ports, owner: str) -> None:
+    if not await ports.run_sync(proctree.is_told):
+        return
+
+    def find() -> set[int]:
+        grouped = [cgroups.members(group) for group in cgroups.leftovers(f"{cgroups.PREFIX}{owner}-")]
+        marked = proctree.marked(MARK, f"{owner}-")
+        return {pid for pid in set().union(marked, *grouped) if proctree.is_alive(pid)}
+
+    with trio.move_on_after(KILL_LIMIT) as in_time:
+        while found := await ports.run_sync(proctree.kill_all, find):
+            log.warning("ended %d processes that an earlier worker has left", len(found))
+            for pid in found:
+                await wait_dead(pid)
+    if in_time.cancelled_caught:
+        raise FatalWorkerFault(f"processes of an earlier worker survive KILL: {sorted(await ports.run_sync(find))}")
+    await ports.run_sync(_remove_groups, owner)
+
+
+def _remove_groups(owner: str) -> None:
+    for group in cgroups.leftovers(f"{cgroups.PREFIX}{owner}-"):
+        try:
+            cgroups.remove(group)
+        except OSError as error:
+            log.warning("a cgroup of an earlier worker could not be removed: %s", error)
+
+
+def _remove_folders(work_dir: Path) -> None:
+    for folder in FOLDERS:
+        left = list((work_dir / folder).iterdir()) if (work_dir / folder).is_dir() else []
+        for path in left:
+            if path.is_dir() and not path.is_symlink():
+                remove_folder(path)
+            else:
+                path.unlink()
+        if left:
+            log.warning("removed %d of an earlier worker's entries in %s", len(left), work_dir / folder)
