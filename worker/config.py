@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 import engines.registry
 import plugins.registry
 from worker.documents import BadDocument, read_document
+from worker.limits import LimitsConfig
 from worker.quantities import Duration, Size
 from worker.queue.credentials import Credentials
 from worker.reading import Reading
@@ -86,6 +87,7 @@ class WorkerConfig(Document):
     kill_grace: Duration = timedelta(seconds=5)
     minimum_disk_space: Size = 10 * 2**30
     shutdown: ShutdownConfig = ShutdownConfig()
+    limits: LimitsConfig = LimitsConfig()
     number_of_tasks: Annotated[int, Field(ge=0)] = 0
     idle_timeout: Duration = timedelta()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import trio
 
 from plugins.base import Plugin, TaskHooks
+from worker.limits import Limiter
 from worker.model import Verdict
 from worker.run import Run
 
@@ -48,6 +50,7 @@ class PluginHost:
     """The plugins of one run that were entered. `verdicts` has what went wrong in any of them."""
 
     classify: Classify
+    limiter: Limiter
     verdicts: list[Verdict] = field(default_factory=list)
     _entered: dict[str, tuple[Member, TaskHooks]] = field(default_factory=dict)
 
@@ -55,18 +58,44 @@ class PluginHost:
         """Keep an error as a verdict."""
         self.verdicts.append(self.classify(error))
 
-    async def each(self, call: Callable[[TaskHooks], Awaitable[None]], *, ordered: bool = True) -> None:
-        """Call one hook on all plugins at once. Raises what the hooks raise.
+    async def each(
+        self, hook: str, call: Callable[[TaskHooks], Awaitable[None]], *, limit: timedelta | None = None
+    ) -> None:
+        """Call one hook on all plugins at once. Raises what they raise, and WorkerFault for one that exceeds `limit`.
 
-        `ordered`: each begins when those that it is to come after have returned; not for hooks that last.
+        Each begins when those that it is to come after have returned; without a `limit` the hook may last, and none
+        waits for another one.
         """
+
+        async def limited(member: Member, hooks: TaskHooks) -> None:
+            with nullcontext() if limit is None else self.limiter.step(f"plugin {member.name}: {hook}", limit):
+                await call(hooks)
+
+        await self._at_once(limited, ordered=limit is not None)
+
+    async def every(self, hook: str, call: Callable[[TaskHooks], Awaitable[Verdict | None]], limit: timedelta) -> None:
+        """As `each`, and keep every verdict and error: no plugin's failure keeps another one from its hook."""
+
+        async def kept(member: Member, hooks: TaskHooks) -> None:
+            try:
+                with self.limiter.step(f"plugin {member.name}: {hook}", limit):
+                    verdict = await call(hooks)
+            except Exception as error:  # noqa: BLE001 - whatever a plugin does wrong is a verdict
+                self.fail(error)
+            else:
+                if verdict is not None:
+                    self.verdicts.append(verdict)
+
+        await self._at_once(kept, ordered=True)
+
+    async def _at_once(self, call: Callable[[Member, TaskHooks], Awaitable[None]], *, ordered: bool) -> None:
         done = {name: trio.Event() for name in self._entered}
 
         async def one(member: Member, hooks: TaskHooks) -> None:
             for name in member.plugin.after & done.keys() if ordered else ():
                 await done[name].wait()
             try:
-                await call(hooks)
+                await call(member, hooks)
             finally:
                 done[member.name].set()
 
@@ -74,34 +103,21 @@ class PluginHost:
             for member, hooks in self._entered.values():
                 nursery.start_soon(one, member, hooks, name=member.name)
 
-    async def every(self, call: Callable[[TaskHooks], Awaitable[Verdict | None]]) -> None:
-        """As `each`, and keep every verdict and error: no plugin's failure keeps another one from its hook."""
-
-        async def kept(hooks: TaskHooks) -> None:
-            try:
-                verdict = await call(hooks)
-            except Exception as error:  # noqa: BLE001 - whatever a plugin does wrong is a verdict
-                self.fail(error)
-            else:
-                if verdict is not None:
-                    self.verdicts.append(verdict)
-
-        await self.each(kept)
-
 
 @asynccontextmanager
 async def enter_plugins(
-    members: Sequence[Member], runs: Mapping[str, Run[Any]], classify: Classify
+    members: Sequence[Member], runs: Mapping[str, Run[Any]], classify: Classify, limiter: Limiter
 ) -> AsyncGenerator[PluginHost, None]:
     """Enter each member that has a run in `runs`, in order. One that fails to is left out and is a verdict."""
-    host = PluginHost(classify)
+    host, limits = PluginHost(classify, limiter), limiter.config
 
     @asynccontextmanager
     async def guarded(member: Member) -> AsyncGenerator[None, None]:
         entered = False
         inside: BaseException | None = None
         try:
-            async with member.plugin.task_scope(runs[member.name]) as hooks:
+            scope = member.plugin.task_scope(runs[member.name])
+            async with limiter.scope(f"plugin {member.name}: its scope", scope, limits.enter, limits.exit) as hooks:
                 host._entered[member.name] = (member, hooks)
                 entered = True
                 try:

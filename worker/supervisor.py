@@ -11,11 +11,12 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any
 
 import trio
 
+from engines.base import Engine
 from plugins.base import Plugin
 from worker.cancelpoll import CancelPoll
 from worker.claims import Claim, ClaimState, Finish, StopReason, Wait
@@ -23,6 +24,7 @@ from worker.config import Config, WorkerConfig
 from worker.http import open_http
 from worker.model import Cause, CauseKind, RunKey
 from worker.ports import Ports
+from worker.process import KILL_LIMIT
 from worker.quantities import format_size
 from worker.queue.credentials import Credentials
 from worker.queue.deployment import Deployment
@@ -32,15 +34,22 @@ from worker.queue.services import Queue
 from worker.recovery import open_work_dir
 from worker.services import Identity, Services
 from worker.taskrun import TaskRun
-from worker.webhooks import open_webhooks
+from worker.watchdog import Expectation, OpenWatchdog, open_watchdog
+from worker.webhooks import Webhooks, WebhooksConfig, open_webhooks
 from worker.workshop import Workshop, open_workshop
 
 log = logging.getLogger("worker")
 
+MakeRun = Callable[[Workshop, TaskClaim], TaskRun]
+OpenWebhooks = Callable[[Ports, WebhooksConfig], AbstractAsyncContextManager[Webhooks]]
+
 # Limits in seconds. The queue's long poll is 20 s (facts page, 1); one that takes longer brings nothing any more.
-CLAIM_LIMIT = 25.0
+CLAIM_LIMIT = 60.0  # for a claim with its answer
+STOPPING_CLAIM_LIMIT = 25.0  # from being told to stop
 GIVE_BACK_LIMIT = 10.0
-ABORT_LIMIT = 5.0  # after the second signal, for reports
+REPORT_LIMIT = 10.0  # beyond `shutdown.grace`
+ABORT_LIMIT = 5.0  # after the second signal, for reports and what else fits
+DISK_LIMIT = 30.0  # for a look at the disk
 DISK_PAUSE = 30.0  # until the disk is looked at again
 
 
@@ -48,11 +57,18 @@ class Supervisor:
     """Runs until there is a reason to stop; `stop` and `abort` may be called at any time, from the same thread."""
 
     def __init__(
-        self, config: WorkerConfig, workshop: Workshop, queue: Queue, on_stop: Callable[[], None] = lambda: None
+        self,
+        config: WorkerConfig,
+        workshop: Workshop,
+        queue: Queue,
+        on_stop: Callable[[], None] = lambda: None,
+        make_run: MakeRun = TaskRun,
     ) -> None:
         self._config = config
         self._on_stop = on_stop
+        self._make_run = make_run
         self._workshop = workshop
+        self._watchdog = workshop.limiter.watchdog
         self._queue = queue
         self._ports = workshop.services.ports
         self._runs: dict[RunKey, TaskRun] = {}
@@ -65,6 +81,7 @@ class Supervisor:
         self._changed = trio.Event()  # replaced whenever it is set
         self._asking = trio.CancelScope()
         self._tasks = trio.CancelScope()
+        self._drained: Expectation | None = None
         self._disk_is_low = False
         self._claim_is_out = False
         self._refusal = ""  # the last one that was told
@@ -77,45 +94,54 @@ class Supervisor:
         async with trio.open_nursery() as monitors:
             poll = CancelPoll(self._queue, self._ports, self._config.cancel_poll_interval, self._runs)
             monitors.start_soon(poll.run)
+            monitors.start_soon(self._watchdog.beat)
             await self._claim_and_drain()
             monitors.cancel_scope.cancel()
         return self._state.stop or StopReason.STOPPED
 
     async def _claim_and_drain(self) -> None:
-        with self._tasks:
+        with self._watchdog.expects("the end of all tasks") as self._drained, self._tasks:
             async with trio.open_nursery() as tasks:
                 reason = await self._claim_until_finished(tasks)
                 log.info("no more claims: %s; %d running", reason.value, len(self._runs))
-        if self._tasks.cancelled_caught:
-            log.error("gave up waiting for tasks to end; the queue will see their claims expire")
 
     def stop(self) -> None:
         """Claim no more; running tasks end as `shutdown.onTerm` says."""
         self._finish(StopReason.STOPPED)
         if self._config.shutdown.on_term == "abort":
-            self._end_runs(self._config.shutdown.grace.total_seconds())
+            self._end_runs(self._config.shutdown.grace.total_seconds(), REPORT_LIMIT)
 
     def abort(self) -> None:
-        """End everything at once: a pending claim is cut off, and reports get a few seconds."""
+        """End everything at once: no grace for anything, a pending claim is cut off, and reports get a few seconds."""
         self._finish(StopReason.STOPPED)
+        self._workshop.services.hurry.set()
         self._asking.cancel()
-        self._end_runs(ABORT_LIMIT)
+        self._end_runs(0, ABORT_LIMIT)
 
     def _finish(self, reason: StopReason) -> None:
         self._state.stopping(reason)
         self._on_stop()
-        if self._claim_is_out and self._asking.deadline > trio.current_time() + CLAIM_LIMIT:
-            self._asking.deadline = trio.current_time() + CLAIM_LIMIT
-            log.info("waiting for the answer to a claim, %.0f s at most: what it brings is given back", CLAIM_LIMIT)
+        if self._claim_is_out and self._asking.deadline > trio.current_time() + STOPPING_CLAIM_LIMIT:
+            self._asking.deadline = trio.current_time() + STOPPING_CLAIM_LIMIT
+            log.info(
+                "waiting for the answer to a claim, %.0f s at most: what it brings is given back", STOPPING_CLAIM_LIMIT
+            )
         self._wake()
 
-    def _end_runs(self, limit: float) -> None:
+    def _end_runs(self, grace: float, report: float) -> None:
+        """End all runs: each has `grace` seconds to save what it can when it is dead, and then `report` seconds."""
         for run in self._runs.values():
             run.stop(Cause(CauseKind.SHUTDOWN, "the worker was told to stop"))
-        deadline = trio.current_time() + limit + self._config.kill_grace.total_seconds()
+            run.hurry(grace)
+        # The last resort. A run that keeps to its limits has been reported by then.
+        seconds = self._config.kill_grace.total_seconds() + KILL_LIMIT + grace + report
+        deadline = trio.current_time() + seconds
         if self._claim_is_out and not self._asking.cancel_called:
             deadline = max(deadline, self._asking.deadline + GIVE_BACK_LIMIT)
         self._tasks.deadline = min(self._tasks.deadline, deadline)
+        if self._drained is not None:
+            cleanup = self._config.limits.clean_up.total_seconds()
+            self._watchdog.limit(self._drained, self._tasks.deadline - trio.current_time() + cleanup)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -152,21 +178,24 @@ class Supervisor:
             wanted = 0 if self._state.stop is not None else number
             for claim in answer.tasks[wanted:]:
                 tasks.start_soon(self._give_back, claim)
-            runs = [TaskRun(self._workshop, claim) for claim in answer.tasks[:wanted]]
+            runs = [self._make_run(self._workshop, claim) for claim in answer.tasks[:wanted]]
             new = {run.key: run for run in runs if run.key not in self._runs}
             self._state.answered(len(new))
             self._runs |= new
             self._refusal = ""
             for run in new.values():
                 tasks.start_soon(self._run, run, name=str(run.key))
+        if self._asking.cancelled_caught and self._state.stop is None:
+            log.warning("a claim was not answered within %.0f s", CLAIM_LIMIT)
+            self._state.failed(trio.current_time(), self._ports.random.random())
 
     @contextmanager
     def _asking_now(self) -> Generator[None, None, None]:
         """Around a claim that is under way: `_asking` can limit it."""
-        self._asking = trio.CancelScope()
+        self._asking = trio.CancelScope(deadline=trio.current_time() + CLAIM_LIMIT)
         self._claim_is_out = True
         try:
-            with self._asking:
+            with self._watchdog.expects("a claim", CLAIM_LIMIT), self._asking:
                 yield
         finally:
             self._claim_is_out = False
@@ -185,6 +214,8 @@ class Supervisor:
             # Only when it was cancelled and its cleanup failed on top: nothing else gets out of a run.
             log.error("%s: its cleanup failed", run.key, exc_info=errors)
         finally:
+            if not run.settled:
+                log.error("%s: gave up waiting for it to end; the queue will see its claim expire", run.key)
             del self._runs[run.key]
             self._state.ended(trio.current_time())
             self._wake()
@@ -195,15 +226,21 @@ class Supervisor:
         """Hand a run that came too late to another worker."""
         key = RunKey(claim.status.task_id, claim.run_id)
         credentials = Credentials.from_wire(claim.credentials)
-        with trio.move_on_after(GIVE_BACK_LIMIT, shield=True):
+        with (
+            self._watchdog.expects(f"{key}: giving it back", GIVE_BACK_LIMIT),
+            trio.move_on_after(GIVE_BACK_LIMIT, shield=True) as in_time,
+        ):
             try:
                 await Queue(self._workshop.deployment, lambda: credentials).report_exception(key, "worker-shutdown")
                 log.info("%s: given back, since this worker stops", key)
             except QueueError as error:
                 log.warning("%s: could not be given back: %s", key, error)
+        if in_time.cancelled_caught:
+            log.warning("%s: could not be given back within %.0f s", key, GIVE_BACK_LIMIT)
 
     async def _disk_suffices(self) -> bool:
-        free = (await self._ports.run_sync(shutil.disk_usage, self._workshop.services.work_dir)).free
+        with self._watchdog.expects("a look at the disk", DISK_LIMIT):
+            free = (await self._ports.run_sync(shutil.disk_usage, self._workshop.services.work_dir)).free
         low = free < self._config.minimum_disk_space
         if low:
             self._state.postponed(trio.current_time() + DISK_PAUSE)
@@ -224,29 +261,36 @@ async def run_worker(
     root_url: str,
     credentials: Credentials,
     extra_plugins: Mapping[str, type[Plugin[Any, Any]]] | None = None,
+    extra_engines: Mapping[str, type[Engine[Any, Any]]] | None = None,
     on_stop: Callable[[], None] = lambda: None,
+    open_webhooks: OpenWebhooks = open_webhooks,
+    open_watchdog: OpenWatchdog = open_watchdog,
+    make_run: MakeRun = TaskRun,
     task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
 ) -> StopReason:
     """A whole worker, from its services to the last report; why it stopped.
 
     Started with `nursery.start`, it gives the `Supervisor`, by which it can be stopped; `on_stop` is called when it is.
-    A queue in the same process then answers its polls, so that nobody waits for them. Raises OSError, ValueError or
-    FatalWorkerFault where it cannot begin.
+    A queue in the same process then answers its polls, so that nobody waits for them. The last parameters are what a
+    simulation replaces. Raises OSError, ValueError or FatalWorkerFault where it cannot begin.
     """
     own = config.worker
     identity = Identity(root_url, own.task_queue_id, own.worker_group, own.worker_id)
-    async with (
-        open_work_dir(ports, own.work_dir),
-        open_http(ports) as http,
-        open_webhooks(ports, config.webhooks) as webhooks,
-    ):
-        services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)
-        deployment = Deployment(root_url, http, ports)
-        async with open_workshop(config, services, deployment, extra_plugins or {}) as workshop:
-            supervisor = Supervisor(own, workshop, Queue(deployment, lambda: credentials), on_stop)
-            log.info("claims from %s at %s, %d at once", own.task_queue_id, root_url, own.capacity)
-            task_status.started(supervisor)
-            return await supervisor.run()
+    async with open_work_dir(ports, own.work_dir), open_watchdog(own.limits.stuck.total_seconds()) as watchdog:
+        with watchdog.expects("the end of the worker's services") as ending:
+            async with open_http(ports) as http, open_webhooks(ports, config.webhooks) as webhooks:
+                services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)
+                deployment = Deployment(root_url, http, ports)
+                async with open_workshop(
+                    config, services, deployment, extra_plugins or {}, extra_engines, watchdog
+                ) as workshop:
+                    supervisor = Supervisor(own, workshop, Queue(deployment, lambda: credentials), on_stop, make_run)
+                    log.info("claims from %s at %s, %d at once", own.task_queue_id, root_url, own.capacity)
+                    task_status.started(supervisor)
+                    try:
+                        return await supervisor.run()
+                    finally:
+                        watchdog.limit(ending, own.limits.clean_up.total_seconds())
 
 
 async def stop_on_signals(supervisor: Supervisor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 import trio
 
 from worker.ports import Ports
+
+log = logging.getLogger("worker.run")
 
 CHUNK = 64 * 1024  # bytes that a reader gets at once, and that may wait in memory before they are written
 
@@ -46,7 +49,10 @@ class TaskLog:
             await trio.lowlevel.checkpoint()
 
     def say(self, message: str) -> None:
-        """Append a remark of the worker, a line or more: `[taskcluster 2026-01-31T00:00:00.000Z] message`."""
+        """Append a remark of the worker, a line or more: `[taskcluster 2026-01-31T00:00:00.000Z] message`.
+
+        A remark that comes when the log is closed goes to the worker's own log.
+        """
         self._remark(f"[taskcluster {_time(self._ports.now())}] ", message)
 
     def warn(self, message: str) -> None:
@@ -58,6 +64,9 @@ class TaskLog:
         self._remark("[taskcluster:error] ", message)
 
     def _remark(self, prefix: str, message: str) -> None:
+        if self.closed:
+            log.info("%s: after its log was closed: %s", self.path.stem, message)
+            return
         lines = message.splitlines() or [""]
         self._append("".join(f"{prefix}{line}\n" for line in lines).encode(errors="backslashreplace"))
 

@@ -3,14 +3,18 @@
 claim ─ [ prepare ─ start ─ alongside ] ─ stopped ─ finished ─ report
         execution: what a Cause cancels
 └ upkeep: reclaims, and the deadline ──────────────────────────────┘
+
+After a shutdown `finished` comes before `stopped`: the log is saved first, other artifacts in the time that is left.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from worker.queue.services import Queue
 from worker.run import Run
 from worker.schema import Slice
 from worker.tasklog import TaskLog, open_tasklog
+from worker.watchdog import Expectation
 from worker.workshop import ENGINE, Workshop
 
 log = logging.getLogger("worker.run")
@@ -47,11 +52,18 @@ class TaskRun:
         self._credentials = Credentials.from_wire(claim.credentials)
         self._taken_until: datetime = claim.taken_until
         self._queue = Queue(workshop.deployment, lambda: self._credentials)
+        self._limiter = workshop.limiter
         self._execution = trio.CancelScope()
+        self._execution_ends: Expectation | None = None
         self._executed = False  # whether the execution is over
+        self._grace = inf  # seconds to save what can be saved, once it is
+        self._save_until = inf
+        self._saving = trio.CancelScope()
+        self._finished = False  # whether the log is closed, and saved if it can be
         self._reported = False
         self.cause: Cause | None = None
         self.fatal = False  # whether the worker is to stop because of what happened here
+        self.settled = False  # whether it has ended as a run does: reported, or not to be reported
 
     def stop(self, cause: Cause) -> None:
         """End the execution, for the first cause that comes. What follows it goes on: uploads and report.
@@ -69,6 +81,19 @@ class TaskRun:
             log.info("%s: %s", self.key, cause.message)
             self.cause = cause
             self._execution.cancel()
+            if self._execution_ends is not None:
+                seconds = (self._workshop.services.kill_grace + self._limiter.config.kill).total_seconds()
+                self._limiter.watchdog.limit(self._execution_ends, seconds)
+
+    def hurry(self, grace: float) -> None:
+        """From the end of the execution on there are `grace` seconds to save log and artifacts; then it is reported."""
+        self._grace = min(self._grace, grace)
+        if self._executed:
+            self._limit_saving()
+
+    def _limit_saving(self) -> None:
+        self._save_until = min(self._save_until, trio.current_time() + self._grace)
+        self._saving.deadline = self._save_until
 
     async def run(self) -> Resolution:
         """Run to the end and report it, once. Raises nothing of the run's own.
@@ -85,6 +110,7 @@ class TaskRun:
                 if not self._reported:
                     await self._report(resolution)
             upkeep.cancel_scope.cancel()
+        self.settled = True
         return resolution
 
     # What happens in order
@@ -103,55 +129,80 @@ class TaskRun:
         parsed = self._workshop.schema.parse(self._task.payload)
         members = [member for member in self._workshop.plugins if not parsed.problems or member.plugin.malformed]
         runs = {member.name: self._run_for(parsed.slices, member.name, tasklog) for member in members}
-        async with enter_plugins(members, runs, self._classify) as host:
+        async with enter_plugins(members, runs, self._classify, self._limiter) as host:
             if parsed.problems:
                 host.fail(MalformedPayload(parsed.problems))
             if not host.verdicts:
                 await self._work(host, self._run_for(parsed.slices, ENGINE, tasklog))
+            await self._finish(host, tasklog)
             resolution = resolve(combine(host.verdicts), self.cause)
-            try:
-                await _close(tasklog, resolution)
-            except OSError as error:  # a full disk, most likely: the log that there is is uploaded all the same
-                host.fail(WorkerFault(f"the log could not be written: {error.strerror}"))
-            # What goes wrong from here on can change the report, no longer the log.
-            before = len(host.verdicts)
-            await host.every(lambda hooks: hooks.finished(resolution))
-            resolution = resolve(combine(host.verdicts), self.cause)
-            for verdict in host.verdicts[before:]:
-                log.warning("%s: after its log was closed: %s", self.key, verdict.message)
             await self._report(resolution)
         return resolution
 
+    async def _finish(self, host: PluginHost, tasklog: TaskLog) -> None:
+        """Close the log and have it saved, once. What goes wrong from here on can change the report, not the log."""
+        if self._finished:
+            return
+        self._finished = True
+        resolution = resolve(combine(host.verdicts), self.cause)
+        try:
+            await _close(tasklog, resolution)
+        except OSError as error:  # a full disk, most likely: the log that there is is uploaded all the same
+            host.fail(WorkerFault(f"the log could not be written: {error.strerror}"))
+        before = len(host.verdicts)
+        with self._within_grace("the log may not have been saved"):
+            await host.every("finished", lambda hooks: hooks.finished(resolution), self._limiter.config.finished)
+        for verdict in host.verdicts[before:]:
+            log.warning("%s: after its log was closed: %s", self.key, verdict.message)
+
+    async def _judge(self, host: PluginHost, tasklog: TaskLog, result: Result | None) -> None:
+        if self.cause is not None and self.cause.kind is CauseKind.SHUTDOWN:
+            await self._finish(host, tasklog)
+        with self._within_grace("not all of its artifacts may have been saved"):
+            await host.every("stopped", lambda hooks: hooks.stopped(result), self._limiter.config.stopped)
+
+    @contextmanager
+    def _within_grace(self, loss: str) -> Generator[None, None, None]:
+        """Around what saves something: it ends when the grace does, if the worker was told to stop."""
+        with trio.CancelScope(deadline=self._save_until) as self._saving:
+            yield
+        if self._saving.cancelled_caught:
+            log.warning("%s: the grace is over: %s", self.key, loss)
+
     async def _work(self, host: PluginHost, run: Run[Any]) -> None:
         """Everything between the plugins' scopes and the log's end; what goes wrong becomes verdicts of `host`."""
+        step, limits = self._limiter.scope, self._limiter.config
+        engine = self._workshop.engine
         try:
-            async with self._workshop.engine.builder(run) as builder:
+            async with step("the engine's builder", engine.builder(run), limits.enter, limits.clean_up) as builder:
                 started = await self._execute(host, builder)
                 if not started:
-                    await _judge(host, None)
+                    await self._judge(host, run.log, None)
                 else:
-                    async with builder.result() as result:
-                        await _judge(host, result)
+                    async with step("the engine's result", builder.result(), limits.enter, limits.clean_up) as result:
+                        await self._judge(host, run.log, result)
         except Exception as error:  # noqa: BLE001 - the engine's builder or result failed
             host.fail(error)
 
     async def _execute(self, host: PluginHost, builder: Builder) -> bool:
         """Prepare, start and accompany the sandbox until it ended or a cause came; whether it was started."""
         started = False
+        prepare = self._limiter.config.prepare
         try:
-            with self._execution:
+            with self._limiter.watchdog.expects(f"{self.key}: its execution") as self._execution_ends, self._execution:
                 async with trio.open_nursery() as background:
-                    background.start_soon(partial(host.each, lambda hooks: hooks.background(), ordered=False))
-                    await host.each(lambda hooks: hooks.prepare(builder))
+                    background.start_soon(partial(host.each, "background", lambda hooks: hooks.background()))
+                    await host.each("prepare", lambda hooks: hooks.prepare(builder), limit=prepare)
                     async with builder.sandbox() as sandbox, trio.open_nursery() as beside:
                         started = True
-                        beside.start_soon(partial(host.each, lambda hooks: hooks.alongside(sandbox), ordered=False))
+                        beside.start_soon(partial(host.each, "alongside", lambda hooks: hooks.alongside(sandbox)))
                         await sandbox.wait()
                         beside.cancel_scope.cancel()
                     background.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001 - a hook's or the sandbox's; classify says whose fault it is
             host.fail(error)
         self._executed = True
+        self._limit_saving()
         return started
 
     # What happens beside it
@@ -161,8 +212,8 @@ class TaskRun:
         grace = self._workshop.services.kill_grace
         while True:
             times = claim_times(self._workshop.deployment.server_now(), self._taken_until, grace)
-            await self._sleep_until(times.reclaim_at)
-            with trio.move_on_after(self._seconds_until(times.end_at)) as in_time:
+            await self._workshop.deployment.sleep_until(times.reclaim_at)
+            with trio.move_on_after(self._workshop.deployment.seconds_until(times.end_at)) as in_time:
                 if not await self._reclaim():
                     return
             if in_time.cancelled_caught:
@@ -187,7 +238,7 @@ class TaskRun:
                 return True
 
     async def _watch_deadline(self) -> None:
-        await self._sleep_until(self._task.deadline)
+        await self._workshop.deployment.sleep_until(self._task.deadline)
         self.stop(
             Cause(CauseKind.DEADLINE, f"the task's deadline has passed: {self._task.deadline:%Y-%m-%dT%H:%M:%SZ}")
         )
@@ -212,7 +263,7 @@ class TaskRun:
                 log.info("%s: not reported: %s", self.key, resolution.message)
                 return
             # Reclaims go on meanwhile, so that there may be more time than at the last attempt.
-            with trio.move_on_after(self._seconds_until(self._taken_until)) as in_time:
+            with trio.move_on_after(self._workshop.deployment.seconds_until(self._taken_until)) as in_time:
                 try:
                     await self._report_once(resolution)
                 except Unavailable as error:
@@ -236,19 +287,6 @@ class TaskRun:
             case State.EXCEPTION:
                 assert resolution.reason is not None
                 await self._queue.report_exception(self.key, resolution.reason)
-
-    def _seconds_until(self, moment: datetime) -> float:
-        # By the queue's clock, since the moment is the queue's.
-        return max(0.0, (moment - self._workshop.deployment.server_now()) / timedelta(seconds=1))
-
-    async def _sleep_until(self, moment: datetime) -> None:
-        # The wall clock may be set while we sleep; an hour at most is slept in error.
-        while seconds := self._seconds_until(moment):  # noqa: ASYNC110 - nothing tells that a clock was set
-            await trio.sleep(min(seconds, 3600))
-
-
-async def _judge(host: PluginHost, result: Result | None) -> None:
-    await host.every(lambda hooks: hooks.stopped(result))
 
 
 async def _close(tasklog: TaskLog, resolution: Resolution) -> None:

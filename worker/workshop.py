@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import plugins.registry
 from engines.base import Engine
 from plugins.base import Plugin
 from worker.config import Config
+from worker.limits import Limiter
 from worker.payload import Owner, PayloadSchema
 from worker.pluginhost import Member, in_order
 from worker.queue.deployment import Deployment
 from worker.services import Services
+from worker.watchdog import Watchdog
 
 ENGINE = "engine"  # the owner of the engine's slice of the payload
 
@@ -29,6 +32,7 @@ class Workshop:
     engine: Engine[Any, Any]
     plugins: Sequence[Member]
     schema: PayloadSchema
+    limiter: Limiter
 
 
 def payload_schema(
@@ -49,23 +53,32 @@ def configured_payload(config: Config) -> PayloadSchema:
 
 @asynccontextmanager
 async def open_workshop(
-    config: Config, services: Services, deployment: Deployment, extra: Mapping[str, type[Plugin[Any, Any]]]
+    config: Config,
+    services: Services,
+    deployment: Deployment,
+    extra_plugins: Mapping[str, type[Plugin[Any, Any]]],
+    extra_engines: Mapping[str, type[Engine[Any, Any]]] | None = None,
+    watchdog: Watchdog | None = None,
 ) -> AsyncGenerator[Workshop, None]:
     """Make engine and plugins and enter their worker scopes, for as long as the block lasts.
 
-    `extra` plugins are added under their names, with the defaults of their config. Raises ValueError where engine and
-    plugins do not fit together, and FatalWorkerFault where the machine lacks what one of them needs.
+    Extra plugins are added under their names, with the defaults of their config. An extra engine is there under its
+    name for a `config` that names it and has its config. Without a `watchdog` nobody watches. Raises ValueError where
+    engine and plugins do not fit together, and FatalWorkerFault where the machine lacks what one of them needs.
     """
-    engine = engines.registry.load(config.engine)(config.engine_config, services)
+    engine_class = (extra_engines or {}).get(config.engine) or engines.registry.load(config.engine)
+    engine = engine_class(config.engine_config, services)
     members = [
         Member(name, plugins.registry.load(name)(own_config, services))
         for name, own_config in config.plugin_configs.items()
     ]
-    members += [Member(name, plugin(plugin.Config(), services)) for name, plugin in extra.items()]
+    members += [Member(name, plugin(plugin.Config(), services)) for name, plugin in extra_plugins.items()]
     ordered = in_order(members)
     schema = payload_schema(type(engine), {member.name: type(member.plugin) for member in ordered})
+    limits = config.worker.limits
+    limiter = Limiter(limits, watchdog or Watchdog(limits.stuck.total_seconds(), time.monotonic))
     async with AsyncExitStack() as scopes:
         await scopes.enter_async_context(engine.worker_scope())
         for member in ordered:
             await scopes.enter_async_context(member.plugin.worker_scope())
-        yield Workshop(services, deployment, engine, ordered, schema)
+        yield Workshop(services, deployment, engine, ordered, schema, limiter)

@@ -281,7 +281,8 @@ async def test_nothing_of_the_workers_is_left_after_its_tasks(tmp_path: Path) ->
         config = world.config(numberOfTasks=1)
         await world.create(shell("echo x > file"))
         await world.run_worker(config)
-        assert [path for path in config.worker.work_dir.rglob("*") if path.is_file()] == [config.worker.work_dir / "lock"]
+        files = [path.name for path in config.worker.work_dir.rglob("*") if path.is_file()]
+        assert files == ["lock"]
 
 
 async def test_credentials_are_in_no_log_and_in_no_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,9 +15,12 @@ LAYERS: Sequence[frozenset[str]] = [
     frozenset(names.split())
     for names in (
         "worker.claims worker.environment worker.errors worker.model worker.ports worker.quantities",
+        "worker.tasktree",
         "worker.cgroups worker.folders worker.launcher worker.proctree",
         "worker.pidns",
         "worker.http worker.outcome worker.process worker.schema worker.serving worker.spool worker.tasklog",
+        "worker.watchdog",
+        "worker.limits",
         "worker.documents worker.payload worker.queue worker.references worker.registry worker.webhooks",
         "worker.cancelpoll worker.embedded worker.reading worker.run worker.services worker.taskfile",
         "engines.base",

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,17 @@ import trio
 
 from plugins.base import Plugin, TaskHooks
 from worker.errors import ResourceUnavailable, TaskFault
+from worker.limits import Limiter, LimitsConfig
 from worker.model import COMPLETED, Severity, Verdict
 from worker.outcome import classify
 from worker.pluginhost import Member, PluginHost, enter_plugins, in_order
 from worker.run import Run
 from worker.schema import Document, Slice
 from worker.testing.runs import open_run, open_services
+from worker.watchdog import Watchdog
+
+LIMIT = timedelta(minutes=1)
+LIMITER = Limiter(LimitsConfig(), Watchdog(60, time.monotonic))
 
 
 class Recorder(Plugin[Document, Slice]):
@@ -61,14 +68,14 @@ async def entered(
     async with open_services(folder) as services, open_run(folder, Slice()) as run:
         members = in_order([Member(name, kind(services, name, calls, fails)) for name, kind, fails in plugins])
         runs = {member.name: run for member in members}
-        async with enter_plugins(members, runs, lambda error: classify(error, "i1")) as host:
+        async with enter_plugins(members, runs, lambda error: classify(error, "i1"), LIMITER) as host:
             yield host, calls
 
 
 async def test_plugins_are_entered_in_order_and_left_in_reverse(tmp_path: Path) -> None:
     plugins: Iterable[Any] = [("a", after("c"), {}), ("b", Recorder, {}), ("c", after("b"), {})]
     async with entered(tmp_path, *plugins) as (host, calls):
-        await host.every(lambda hooks: hooks.stopped(None))
+        await host.every("stopped", lambda hooks: hooks.stopped(None), LIMIT)
     order = ["b", "c", "a"]
     assert calls == [f"{n} enter" for n in order] + [f"{n} stopped" for n in order] + [
         f"{n} leave" for n in order[::-1]
@@ -88,13 +95,13 @@ async def test_hooks_without_an_order_are_called_at_once(tmp_path: Path) -> None
             await both.wait()
 
         with trio.fail_after(5):
-            await host.each(meet)
+            await host.each("stopped", meet)
 
 
 async def test_a_plugin_that_fails_keeps_no_other_from_its_hook(tmp_path: Path) -> None:
     failing: Any = {"stopped": TaskFault("oh")}
     async with entered(tmp_path, ("a", Recorder, failing), ("b", after("a"), {})) as (host, calls):
-        await host.every(lambda hooks: hooks.stopped(None))
+        await host.every("stopped", lambda hooks: hooks.stopped(None), LIMIT)
         assert calls[-2:] == ["a stopped", "b stopped"]
         assert host.verdicts == [Verdict(Severity.FAILED, "oh"), COMPLETED]
 
@@ -102,7 +109,7 @@ async def test_a_plugin_that_fails_keeps_no_other_from_its_hook(tmp_path: Path) 
 async def test_one_that_cannot_be_entered_is_a_verdict_and_is_not_called(tmp_path: Path) -> None:
     failing: Any = {"enter": ResourceUnavailable("gone")}
     async with entered(tmp_path, ("a", Recorder, failing), ("b", Recorder, {})) as (host, calls):
-        await host.every(lambda hooks: hooks.stopped(None))
+        await host.every("stopped", lambda hooks: hooks.stopped(None), LIMIT)
     assert calls == ["a enter", "b enter", "b stopped", "b leave"]
     assert host.verdicts == [Verdict(Severity.RESOURCE_UNAVAILABLE, "gone"), COMPLETED]
 
@@ -122,7 +129,7 @@ async def test_an_error_in_a_stage_that_raises_comes_out(tmp_path: Path) -> None
             raise TaskFault("no")
 
         with pytest.RaisesGroup(pytest.RaisesExc(TaskFault, match="no")):
-            await host.each(fail)
+            await host.each("background", fail)
 
 
 async def test_plugins_that_wait_for_one_another_are_refused(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ BAD_INPUT = 2
 EXCEPTION = 3
 NO_QUEUE = 4
 WORKER_FAULT = 5
+STUCK = 6  # the watchdog's
 BUG = 70  # EX_SOFTWARE of sysexits(3)
 INTERRUPTED = 130
 

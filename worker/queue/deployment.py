@@ -53,8 +53,9 @@ class Deployment:
         self.http = http
         self.ports = ports
         self.policy = policy or RetryPolicy()
-        # Seconds that the services' clock is ahead of ours, as their last answer's `Date` says, to the second.
+        # Seconds that the services' clock is ahead of ours, as the `Date` of their answers says.
         self.skew = 0.0
+        self._clock_was_set = trio.Event()  # replaced whenever it is set
         self._outages: defaultdict[str, Outage] = defaultdict(Outage)
 
     def server_time(self) -> float:
@@ -65,6 +66,17 @@ class Deployment:
         """The services' clock, for comparing with times of theirs. A difference that their seconds hide is none."""
         skew = self.skew if abs(self.skew) >= NOTABLE_SKEW else 0.0
         return self.ports.now() + timedelta(seconds=skew)
+
+    def seconds_until(self, moment: datetime) -> float:
+        """How long it is to a time of the services', 0 where it has passed."""
+        return max(0.0, (moment - self.server_now()) / timedelta(seconds=1))
+
+    async def sleep_until(self, moment: datetime) -> None:
+        """Until a time of the services', also when it is learnt meanwhile that their clock is another one."""
+        while seconds := self.seconds_until(moment):
+            # Our own clock may be set too, which nothing tells: an hour at most is slept in error.
+            with trio.move_on_after(min(seconds, 3600)):
+                await self._clock_was_set.wait()
 
     async def perform(
         self, call: Call, credentials: CredentialsProvider, parse: Callable[[Any], T], policy: RetryPolicy
@@ -131,19 +143,26 @@ class Deployment:
             except ValueError:
                 raise QueueError(call.name, f"the credentials of {signer.client_id!r} cannot sign") from None
         client = self.http.long_poll if call.name == CLAIM_WORK else self.http.control
+        sent = self.ports.now()
         answer = await client.request(call.verb, call.url, headers=headers, content=call.content)
         if not is_transient(answer.status):
-            self._learn_skew(answer.headers.get("Date"))
+            self._learn_skew(sent, answer.headers.get("Date"))
         return answer
 
-    def _learn_skew(self, date: str | None) -> None:
+    def _learn_skew(self, sent: datetime, date: str | None) -> None:
         try:
             moment = parsedate_to_datetime(date or "")
         except ValueError:
             return
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        # The header cuts off fractions of a second.
-        self.skew = (moment - self.ports.now()).total_seconds() + 0.5
+        # It was written, by their clock, between the moment that it tells, to the second, and our receiving it. What is
+        # known already holds unless that contradicts it: an answer that was long on its way tells little.
+        least = (moment - self.ports.now()) / timedelta(seconds=1)
+        most = (moment - sent) / timedelta(seconds=1) + 1
+        before, self.skew = self.skew, min(max(self.skew, least), most)
+        if abs(self.skew - before) >= NOTABLE_SKEW:
+            self._clock_was_set.set()
+            self._clock_was_set = trio.Event()
 
 
 def _document(call: Call, body: bytes) -> Any:

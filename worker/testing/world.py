@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from plugins.base import Plugin
 from worker.claims import StopReason
 from worker.config import Config, parse_config
 from worker.embedded import EmbeddedQueue, open_embedded_queue
@@ -79,12 +80,26 @@ class World:
         await self.queue.create_task(task_id, CreateTaskRequest.model_validate(definition | changes))
         return task_id
 
-    async def run_worker(self, config: Config) -> StopReason:
+    async def run_worker(
+        self, config: Config, extra_plugins: Mapping[str, type[Plugin[Any, Any]]] | None = None
+    ) -> StopReason:
         """Run a worker until it stops by itself."""
-        return await run_worker(config, self.ports, root_url=self.embedded.root_url, credentials=self.credentials)
+        return await run_worker(
+            config,
+            self.ports,
+            root_url=self.embedded.root_url,
+            credentials=self.credentials,
+            extra_plugins=extra_plugins,
+        )
 
     @asynccontextmanager
-    async def worker(self, config: Config, *, answers_polls: bool = True) -> AsyncGenerator[Worker, None]:
+    async def worker(
+        self,
+        config: Config,
+        *,
+        answers_polls: bool = True,
+        extra_plugins: Mapping[str, type[Plugin[Any, Any]]] | None = None,
+    ) -> AsyncGenerator[Worker, None]:
         """A worker that runs beside the block. It is aborted at the end unless it has stopped.
 
         `answers_polls`: whether the queue answers its polls when the worker is told to stop.
@@ -97,6 +112,7 @@ class World:
                     self.ports,
                     root_url=self.embedded.root_url,
                     credentials=self.credentials,
+                    extra_plugins=extra_plugins,
                     on_stop=self.embedded.answer_polls if answers_polls else lambda: None,
                     task_status=task_status,
                 )

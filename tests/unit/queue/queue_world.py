@@ -24,15 +24,16 @@ Handler = Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]
 
 
 class ScriptedPorts(Ports):
-    """The answers of `handler`, a clock that stands, and seeded randomness."""
+    """The answers of `handler`, a clock that stands until it is set, and seeded randomness."""
 
     def __init__(self, handler: Handler) -> None:
         super().__init__()
         self.random = random.Random(0)
         self.handler = handler
+        self.moment = NOW
 
     def now(self) -> datetime:
-        return NOW
+        return self.moment
 
     def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
         return httpx.MockTransport(self.handler)

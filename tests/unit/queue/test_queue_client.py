@@ -12,7 +12,8 @@ import mohawk
 import pytest
 import taskcluster
 import trio
-from queue_world import CREDENTIALS, NOW, ROOT_URL, answers, date_header, scripted
+import trio.testing
+from queue_world import CREDENTIALS, NOW, ROOT_URL, ScriptedPorts, answers, date_header, scripted
 from taskcluster.exceptions import TaskclusterFailure
 from trio.testing import MockClock
 
@@ -197,6 +198,28 @@ async def test_clock_that_is_off_is_learnt_from_the_first_refusal() -> None:
         await service(deployment, "queue", lambda: CREDENTIALS).ping()
         assert deployment.skew == pytest.approx(offset.total_seconds(), abs=1)
     assert f'ts="{int(NOW.timestamp() + offset.total_seconds())}"' in seen[1].headers["Authorization"]
+
+
+async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock() -> None:
+    async def handle(request: httpx.Request) -> httpx.Response:
+        ports = deployment.ports
+        assert isinstance(ports, ScriptedPorts)
+        answer = httpx.Response(200, headers=date_header(ports.moment - NOW), json={"alive": True})
+        ports.moment += timedelta(minutes=1)
+        return answer
+
+    async with scripted(handle) as deployment:
+        await service(deployment, "queue", lambda: CREDENTIALS).ping()
+        assert deployment.skew == 0
+
+
+async def test_who_sleeps_until_a_time_of_the_queues_learns_of_its_clock(autojump_clock: MockClock) -> None:
+    handle, _ = answers(httpx.Response(200, headers=date_header(timedelta(hours=3)), json={"alive": True}))
+    async with scripted(handle) as deployment, trio.open_nursery() as nursery:
+        nursery.start_soon(deployment.sleep_until, NOW + timedelta(hours=2))
+        await trio.testing.wait_all_tasks_blocked()
+        await service(deployment, "queue", lambda: CREDENTIALS).ping()
+    assert trio.current_time() < 60
 
 
 async def test_wrong_credentials_are_not_blamed_on_the_clock() -> None:
