@@ -223,16 +223,16 @@ class Cgroup:
 def members(group: Path) -> set[int]:
     """Who is in a group or in one below it."""
     found: set[int] = set()
-    for path in group.glob("**/cgroup.procs"):
+    for path in _below(group):
         # A task may remove groups that it has made below its own, or make them threaded.
         with suppress(OSError):
-            found |= {int(line) for line in path.read_text().split()}
+            found |= {int(line) for line in (path / "cgroup.procs").read_text().split()}
     return found
 
 
 def remove(group: Path) -> None:
     """Remove a group and those below it, as far as they are there. Raises OSError while anyone is in them."""
-    for path in sorted(group.glob("**/"), reverse=True):
+    for path in sorted(_below(group), reverse=True):
         with suppress(FileNotFoundError):
             path.rmdir()
 
@@ -241,7 +241,12 @@ def leftovers(prefix: str) -> list[Path]:
     """Every group of this machine whose name begins so, in whichever hierarchy."""
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     roots = [Path(fields[4]) for fields in mounts if fields[fields.index("-") + 1] in {"cgroup", "cgroup2"}]
-    return [path for root in roots for path in root.glob(f"**/{prefix}*/")]
+    return [path for root in roots for path in _below(root) if path.name.startswith(prefix)]
+
+
+def _below(group: Path) -> Iterator[Path]:
+    """A group and all below it, as far as they do not vanish meanwhile."""
+    return (Path(folder) for folder, _, _ in os.walk(group))
 
 
 def _table(path: Path) -> dict[str, int]:

@@ -150,7 +150,7 @@ class TaskRun:
         except OSError as error:  # a full disk, most likely: the log that there is is uploaded all the same
             host.fail(WorkerFault(f"the log could not be written: {error.strerror}"))
         before = len(host.verdicts)
-        with self._within_grace("the log may not have been saved"):
+        with self._within_grace(host, "its log was saved"):
             await host.every("finished", lambda hooks: hooks.finished(resolution), self._limiter.config.finished)
         for verdict in host.verdicts[before:]:
             log.warning("%s: after its log was closed: %s", self.key, verdict.message)
@@ -158,16 +158,21 @@ class TaskRun:
     async def _judge(self, host: PluginHost, tasklog: TaskLog, result: Result | None) -> None:
         if self.cause is not None and self.cause.kind is CauseKind.SHUTDOWN:
             await self._finish(host, tasklog)
-        with self._within_grace("not all of its artifacts may have been saved"):
+        with self._within_grace(host, "all of its artifacts were saved"):
             await host.every("stopped", lambda hooks: hooks.stopped(result), self._limiter.config.stopped)
 
     @contextmanager
-    def _within_grace(self, loss: str) -> Generator[None, None, None]:
-        """Around what saves something: it ends when the grace does, if the worker was told to stop."""
+    def _within_grace(self, host: PluginHost, what: str) -> Generator[None, None, None]:
+        """Around what saves something: it ends when the grace does, if the worker was told to stop.
+
+        Then the run is another worker's to do again, however it has ended here: what it made is not all there.
+        """
         with trio.CancelScope(deadline=self._save_until) as self._saving:
             yield
         if self._saving.cancelled_caught:
-            log.warning("%s: the grace is over: %s", self.key, loss)
+            message = f"the worker was told to stop, and had no time left before {what}"
+            log.warning("%s: %s", self.key, message)
+            host.verdicts.append(Verdict(Severity.SHUTDOWN, message))
 
     async def _work(self, host: PluginHost, run: Run[Any]) -> None:
         """Everything between the plugins' scopes and the log's end; what goes wrong becomes verdicts of `host`."""

@@ -29,8 +29,8 @@ def resolved(status: TaskStatus) -> list[tuple[str, str | None]]:
     return [(run.state, run.reason_resolved) for run in status.runs]
 
 
-def recorder(calls: list[str], *, hangs: str = "") -> type[Plugin[Document, Slice]]:
-    """A plugin that writes down when its hooks are called; the one that `hangs` never returns."""
+def recorder(calls: list[str], *, hangs: str = "", hung: trio.Event | None = None) -> type[Plugin[Document, Slice]]:
+    """A plugin that writes down when its hooks are called; the one that `hangs` sets `hung` and never returns."""
 
     class RecorderHooks(TaskHooks):
         async def stopped(self, result: Result | None) -> Verdict:
@@ -43,6 +43,8 @@ def recorder(calls: list[str], *, hangs: str = "") -> type[Plugin[Document, Slic
         async def called(self, hook: str) -> None:
             calls.append(hook)
             if hook == hangs:
+                if hung is not None:
+                    hung.set()
                 await trio.sleep_forever()
 
     class Recorder(Plugin[Document, Slice]):
@@ -128,3 +130,16 @@ async def test_a_hook_that_hangs_is_named_and_the_run_ends(tmp_path: Path) -> No
         await world.run_worker(world.config(numberOfTasks=1, limits={"stopped": 1}), extra_plugins=plugins)
         assert resolved(await world.queue.status(task_id)) == [("exception", "internal-error")]
         assert "plugin recorder: stopped: took longer than 1 second" in (await world.log(task_id)).splitlines()[-1]
+
+
+async def test_a_task_that_ended_by_itself_is_not_completed_when_its_artifacts_were_cut_off(tmp_path: Path) -> None:
+    hung = trio.Event()
+    plugins = {"recorder": recorder([], hangs="stopped", hung=hung)}
+    async with open_world(tmp_path) as world, world.worker(world.config(), extra_plugins=plugins) as worker:
+        task_id = await world.create(shell("true"))
+        with trio.fail_after(30):
+            await hung.wait()
+            worker.supervisor.stop()
+            worker.supervisor.abort()
+            await worker.done.wait()
+        assert resolved(await world.queue.status(task_id))[0] == ("exception", "worker-shutdown")
