@@ -55,7 +55,8 @@ class TaskRun:
         self._limiter = workshop.limiter
         self._execution = trio.CancelScope()
         self._execution_ends: Expectation | None = None
-        self._executed = False  # whether the execution is over
+        self._executed = False  # whether the task's own part is over
+        self._dead = False  # whether nothing of it executes any more
         self._grace = inf  # seconds to save what can be saved, once it is
         self._save_until = inf
         self._saving = trio.CancelScope()
@@ -88,7 +89,7 @@ class TaskRun:
     def hurry(self, grace: float) -> None:
         """From the end of the execution on there are `grace` seconds to save log and artifacts; then it is reported."""
         self._grace = min(self._grace, grace)
-        if self._executed:
+        if self._dead:
             self._limit_saving()
 
     def _limit_saving(self) -> None:
@@ -202,11 +203,12 @@ class TaskRun:
                         started = True
                         beside.start_soon(partial(host.each, "alongside", lambda hooks: hooks.alongside(sandbox)))
                         await sandbox.wait()
+                        self._executed = True
                         beside.cancel_scope.cancel()
                     background.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001 - a hook's or the sandbox's; classify says whose fault it is
             host.fail(error)
-        self._executed = True
+        self._executed = self._dead = True
         self._limit_saving()
         return started
 
