@@ -57,7 +57,7 @@ class CountingTransport(httpx.AsyncBaseTransport):
 
 
 async def run_greed(folder: Path, claims: int, seconds: int, processes: int, size: int) -> None:
-    """Claims last so many seconds; the task has twice the memory that it needs, and no more, where limits can be set."""
+    """Claims last so many seconds; the task has twice the memory that it needs, and no more, where limits exist."""
     limit = max(64, 2 * processes * size) << 20
     homes = open_homes()
     limited = homes is not None and not homes.lacking(Limits(memory=limit, processes=2 * processes))
