@@ -57,7 +57,9 @@ EACH = [*((trait,) for trait in TRAITS if trait not in {"exit"}), ("mute",), HOS
 async def test_no_trait_saves_a_tree(tmp_path: Path, traits: tuple[str, ...]) -> None:
     seconds, log = await cancelled(tmp_path, tmp_path / "ready", *traits)
     assert seconds < GRACE + MARGIN
-    assert (KILLED in log) == ("deaf" in traits)
+    # Of two that make each other anew, one may be born between two TERMs: then it takes KILL, and else it does not.
+    if "respawn" not in traits or "deaf" in traits:
+        assert (KILLED in log) == ("deaf" in traits)
     if "cgroup" in traits and open_homes() is not None:
         assert "had left the task's cgroup" in log
 
