@@ -82,3 +82,11 @@ def _read(cell: str, default: object) -> object:
     if isinstance(default, timedelta):
         return parse_duration(value)
     return parse_size(value) if isinstance(default, int) and isinstance(value, str) else value
+
+
+def test_every_promise_is_held_by_a_test_that_exists() -> None:
+    tests = DOCS.parent / "tests"
+    held = re.findall(r"\| `([a-z0-9_/]+\.py)::(test_\w+)` \|$", (DOCS / "reliability.md").read_text(), re.M)
+    missing = [f"{file}::{name}" for file, name in held if f"def {name}(" not in (tests / file).read_text()]
+    assert held
+    assert not missing
