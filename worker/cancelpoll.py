@@ -24,6 +24,7 @@ from worker.queue.services import Queue
 log = logging.getLogger("worker")
 
 SINGLE_CALLS = 10  # `status` calls per interval
+CALL_LIMIT = 10.0  # seconds for one call: one that hangs must not hide what happens meanwhile
 JITTER = 0.2  # the share by which an interval is longer or shorter, at random, so that workers do not ask together
 
 
@@ -73,6 +74,8 @@ class CancelPoll:
                 await self._look()
             except QueueError as error:
                 log.debug("%s", error)  # The client has told it, once.
+            except trio.TooSlowError:
+                log.debug("asking for cancelled tasks took longer than %g s", CALL_LIMIT)
 
     async def _look(self) -> None:
         if not self._singly:
@@ -85,13 +88,16 @@ class CancelPoll:
             await self._look_in_turn()
 
     async def _look_at_all(self) -> None:
-        for task in await self._queue.statuses({key.task_id for key in self._runs}, policy=NO_RETRY):
+        with trio.fail_after(CALL_LIMIT):
+            tasks = await self._queue.statuses({key.task_id for key in self._runs}, policy=NO_RETRY)
+        for task in tasks:
             self._stop_resolved(task.task_id, task.status.runs)
 
     async def _look_in_turn(self) -> None:
         for key in self._next_turns():
             try:
-                status = await self._queue.status(key.task_id, policy=NO_RETRY)
+                with trio.fail_after(CALL_LIMIT):
+                    status = await self._queue.status(key.task_id, policy=NO_RETRY)
             except (Forbidden, NotFound) as error:
                 log.debug("%s", error)  # Then this run's end is noticed when it is reclaimed.
             else:

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from worker.cancelpoll import JITTER, SINGLE_CALLS, CancelPoll, cause_of
+from worker.cancelpoll import CALL_LIMIT, JITTER, SINGLE_CALLS, CancelPoll, cause_of
 from worker.model import Cause, CauseKind, RunKey
 from worker.ports import Ports
 from worker.queue.errors import ApiError, Forbidden, NotFound, Unavailable
@@ -76,6 +76,7 @@ class FakeQueue(Queue):
 
     def __init__(self, refusal: ApiError | Unavailable | None = None) -> None:
         self.refusal = refusal
+        self.hangs = False
         self.cancelled: set[str] = set()
         self.asked: list[list[str]] = []
         self.singly: list[str] = []
@@ -85,6 +86,8 @@ class FakeQueue(Queue):
         await trio.lowlevel.checkpoint()
         self.asked.append(sorted(task_ids))
         self.times.append(trio.current_time())
+        if self.hangs:
+            await trio.sleep_forever()
         if self.refusal:
             raise self.refusal
         return [TaskStatusWithId(task_id=task_id, status=self._status(task_id)) for task_id in self.asked[-1]]
@@ -146,6 +149,18 @@ async def test_a_failing_poll_ends_no_run_and_goes_on(autojump_clock: trio.testi
         queue.cancelled = {"task02"}
         await trio.sleep(13)
         assert runs[RunKey("task02", 0)].causes
+
+
+async def test_a_call_that_hangs_does_not_hide_what_happens_meanwhile(autojump_clock: trio.testing.MockClock) -> None:
+    queue = FakeQueue()
+    queue.hangs = True
+    async with polling(queue, 1) as runs:
+        await trio.sleep(13)
+        assert len(queue.asked) == 1
+        queue.hangs = False
+        queue.cancelled = {"task00"}
+        await trio.sleep(CALL_LIMIT + 13)
+        assert runs[RunKey("task00", 0)].causes
 
 
 @pytest.mark.parametrize("refusal", [Forbidden("m", 403, "c", "x"), NotFound("m", 404, "c", "x")])

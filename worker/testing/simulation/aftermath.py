@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from worker.cancelpoll import CALL_LIMIT
 from worker.model import RunKey
 from worker.queue.errors import QueueError
 from worker.queue.models import TaskStatus
@@ -52,6 +53,8 @@ async def check_cancel(world: World) -> None:
     key = RunKey(created.task_id, 0)
     with trio.move_on_after(limits.RECOVERY):
         await world.ledger.wait_executing(key)
+    # A poll that was sent before the calm may still hang.
+    await trio.sleep_until(world.calm_since + CALL_LIMIT)
     await world.queue.client.cancelTask(created.task_id)
     slowest = max(1.2 * worker.poll + worker.kill_grace for worker in world.plan.workers)
     await trio.sleep(slowest + limits.CANCEL_SLACK)
@@ -87,8 +90,8 @@ async def _check_run(world: World, created: Created, status: TaskStatus, run_id:
     world.history.note("observer", f"{key} {run.state}/{run.reason_resolved}")
     if seen is None:
         return
-    calm = world.plan.calm_at
-    if run.reason_resolved == "claim-expired" and seen.arrived_at is not None and seen.arrived_at > calm:
+    late = seen.arrived_at is not None and seen.arrived_at > world.calm_since
+    if late and run.reason_resolved == "claim-expired":
         world.history.fail("a worker without faults resolves what it claims", f"{key} expired")
     names = {artifact.name for artifact in await world.queue.list_artifacts(key)}
     log = await _fetch(world, key, BACKING_LOG) if BACKING_LOG in names else None

@@ -9,8 +9,9 @@ from datetime import timedelta
 TAKEN_MARGIN = timedelta(0)
 
 # After the faults: the longest wait between two claims (60), a long poll that was lost (45), a disk that was low (30),
-# a request that stalls in each of two attempts (60), and the end of a task that holds the last place.
-RECOVERY = 300.0
+# a request that stalls in each of two attempts (60), and the end of a task that holds the last place: a hook that hangs
+# (200), and its commands (120).
+RECOVERY = 600.0
 
 # From a cancel to the end of the process, without faults: the poll's interval and jitter, and two quick requests.
 CANCEL_SLACK = 1.0

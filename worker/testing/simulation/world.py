@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import sys
 from collections import Counter
 from collections.abc import Generator
@@ -83,6 +84,7 @@ class World:
         self.embedded.root_url = ROOT_URL
         self.keepers: list[Keeper] = []
         self.tasks: list[Created] = []
+        self.calm_since = math.inf  # when the last fault has ended
         self.queue: Queue
         self.http: HttpClients
         self.network: Network
@@ -170,6 +172,7 @@ class World:
 
     async def _calm(self) -> None:
         self.chaos.calm = True
+        self.calm_since = trio.current_time()
         self.network.outage = ""
         self.history.note("world", "from now on nothing goes wrong")
         await self.network.wait_clear()
