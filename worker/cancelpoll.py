@@ -25,7 +25,7 @@ log = logging.getLogger("worker")
 
 SINGLE_CALLS = 10  # `status` calls per interval
 CALL_LIMIT = 10.0  # seconds for one call: one that hangs must not hide what happens meanwhile
-JITTER = 0.2  # the share by which an interval is longer or shorter, at random, so that workers do not ask together
+JITTER = 0.2  # the share by which an interval is shorter, at random, so that workers do not ask together
 
 
 class Stoppable(Protocol):
@@ -67,7 +67,7 @@ class CancelPoll:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await trio.sleep(self._interval * (1 + JITTER * (2 * self._ports.random.random() - 1)))
+            await trio.sleep(self._interval * (1 - JITTER * self._ports.random.random()))
             if not self._runs:
                 continue
             try:

@@ -128,7 +128,7 @@ async def test_it_asks_once_an_interval_and_not_to_the_second(autojump_clock: tr
         await trio.sleep(1000)
     waits = [later - earlier for earlier, later in zip(queue.times, queue.times[1:], strict=False)]
     assert min(waits) >= 10 * (1 - JITTER)
-    assert max(waits) <= 10 * (1 + JITTER)
+    assert max(waits) <= 10
     assert len(set(waits)) > 1
 
 

@@ -40,9 +40,14 @@ async def wait_resolved(world: World, tasks: Sequence[Created], limit: float, pr
 
 
 async def wait_idle(world: World, limit: float) -> None:
-    """Wait, for `limit` seconds at most, until the workers have nothing open any more; then a little for its traces."""
+    """Wait, for `limit` seconds at most, until the workers have nothing open any more; then a little for its traces.
+
+    A run that has nothing else may still try to store its log.
+    """
     with trio.move_on_after(limit):
         await world.ledger.wait_idle()
+        while any(keeper.logs() for keeper in world.keepers):  # noqa: ASYNC110 - nothing tells when a file goes
+            await trio.sleep(LOOK)
     await trio.sleep(2)
 
 
@@ -56,7 +61,7 @@ async def check_cancel(world: World) -> None:
     # A poll that was sent before the calm may still hang.
     await trio.sleep_until(world.calm_since + CALL_LIMIT)
     await world.queue.client.cancelTask(created.task_id)
-    slowest = max(1.2 * worker.poll + worker.kill_grace for worker in world.plan.workers)
+    slowest = max(worker.poll + worker.kill_grace for worker in world.plan.workers)
     await trio.sleep(slowest + limits.CANCEL_SLACK)
     if world.ledger.is_executing(key):
         world.history.fail("a cancelled task is dead in seconds", str(key))

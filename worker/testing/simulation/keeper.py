@@ -48,7 +48,6 @@ class Keeper:
         self.number = 0
         self.life: Life | None = None
         self.at_rest: list[str] = []  # the names of Trio's tasks of a worker that has had no run yet
-        self.crashed = False  # whether a life ended without tidying up
 
     async def run(self) -> None:
         """Start it again and again."""
@@ -93,11 +92,13 @@ class Keeper:
             return []
         return sorted(task.name for task in _below(life.task))
 
+    def logs(self) -> list[str]:
+        """The logs that it has on its disk."""
+        return [path.name for path in sorted(self.folder.glob("logs/*"))]
+
     def check_left(self, who: str) -> None:
         """Nothing of a run is left, neither in the machine nor on its disk."""
-        left = self._world.ledger.left(who)
-        if not self.crashed:  # What a crash left is for the next start to remove: not built yet.
-            left += [path.name for path in sorted(self.folder.glob("logs/*"))]
+        left = self._world.ledger.left(who) + self.logs()
         if left:
             self._world.history.fail("nothing outlives its run", f"{who}: {left}")
 
@@ -108,7 +109,6 @@ class Keeper:
             return
         self._world.history.note(life.ports.who, event.kind)
         if event.kind == "kill":
-            self.crashed = True
             life.ports.cut()
             life.scope.cancel()
             return
