@@ -159,14 +159,24 @@ class _Exactly(AsyncIterator[bytes]):
         return chunk
 
 
-class _Body(httpx.AsyncByteStream):
-    # httpx's own wrapper is a generator, which a cancelled upload would leave to the garbage collector.
+class _Once(AsyncIterator[bytes]):
+    def __init__(self, chunk: bytes) -> None:
+        self._left = [chunk] if chunk else []
 
-    def __init__(self, source: AsyncIterable[bytes]) -> None:
-        self._source = source
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
+class _Body(httpx.AsyncByteStream):
+    # httpx's own bodies are generators, which a cancelled request would leave to the garbage collector.
+
+    def __init__(self, content: bytes | AsyncIterable[bytes]) -> None:
+        self._content = content
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(self._source)
+        return _Once(self._content) if isinstance(self._content, bytes) else aiter(self._content)
 
 
 class HttpClient:
@@ -208,8 +218,7 @@ class HttpClient:
         try:
             with flat_errors(what):
                 request = self._client.build_request(method.upper(), url, headers=headers, content=content)
-                if content is not None and not isinstance(content, bytes):
-                    request.stream = _Body(content)
+                request.stream = _Body(b"" if content is None else content)
                 response = await self._client.send(request, stream=True)
             stream = HttpStream(response, what)
             try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from worker.http import (
     AnswerTooLarge,
@@ -265,6 +268,22 @@ async def test_many_callers_that_are_cancelled_soon_leave_the_pool_usable() -> N
             async with trio.open_nursery() as nursery:
                 for _ in range(10):
                     nursery.start_soon(client.request, "GET", url)
+
+
+async def test_a_body_that_is_cut_off_leaves_nothing_to_the_garbage_collector() -> None:
+    accepted = trio.Event()
+
+    async def handler(stream: trio.SocketStream) -> None:
+        accepted.set()
+        await trio.sleep_forever()
+
+    async with raw_server(handler) as url, open_http(Ports()) as http, trio.open_nursery() as nursery:
+        # More than the sockets hold: it is cut off in the middle.
+        nursery.start_soon(partial(http.bulk.request, "POST", url, content=b"x" * 32_000_000))
+        await accepted.wait()
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        nursery.cancel_scope.cancel()
+    gc.collect()  # A generator that was left would warn here, and every warning is an error.
 
 
 async def test_closing_does_not_wait_for_a_silent_server() -> None:

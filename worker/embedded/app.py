@@ -78,6 +78,8 @@ class Application:
             return _answer(await self._call(request, match, raw, document))
         except ApiError as error:
             return self._error(error, match, document)
+        except ClientDisconnect:
+            raise
         except Exception:
             # An error of ours must reach neither the client in detail nor the other connections at all.
             log.exception("%s failed", match.endpoint.name if match else request.method)

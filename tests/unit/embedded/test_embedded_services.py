@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator, MutableMapping
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import taskcluster
@@ -159,3 +162,22 @@ async def test_the_page_shows_tasks_and_escapes(autojump_clock: MockClock) -> No
         assert "Run 0: running" in page
         assert "<b>" not in page
         assert (await api.send("GET", f"{ROOT_URL}/tasks/{api.ports.slug()}")).status_code == 404
+
+
+async def test_a_client_that_hangs_up_in_the_middle_of_a_body_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    path = "/api/queue/v1/tasks/status"
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": [], "scheme": "http"}
+    messages: Iterator[dict[str, Any]] = iter(
+        [{"type": "http.request", "body": b'{"task', "more_body": True}, {"type": "http.disconnect"}]
+    )
+
+    async def receive() -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        return next(messages)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        raise AssertionError(f"there is nobody to tell {message}")
+
+    async with virtual_queue() as api:
+        await api.queue.app(scope, receive, send)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
