@@ -9,10 +9,12 @@ from types import MappingProxyType
 
 import click
 
-from bench import claim
-from bench.parameters import DEFAULT, SMOKE, Parameters
+from bench import abort, claim
+from bench.parameters import DEFAULTS, SMOKE, Parameters
 
-BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType({"claim": claim.run})
+BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType(
+    {"abort": abort.run, "claim": claim.run}
+)
 OUT = Path(__file__).parent / "out"
 
 positive = click.IntRange(min=1)
@@ -27,12 +29,12 @@ positive = click.IntRange(min=1)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=OUT, help="Folder for the results.")
 def main(name: str | None, smoke: bool, tasks: int | None, rounds: int | None, capacity: int | None, out: Path) -> None:
     """Run the benchmark NAME, or all of them; a table goes to stdout, it and the figures as JSON to the folder."""
-    base = SMOKE if smoke else DEFAULT
-    parameters = replace(
-        base, tasks=tasks or base.tasks, rounds=rounds or base.rounds, capacity=capacity or base.capacity
-    )
     out.mkdir(parents=True, exist_ok=True)
     for each in [name] if name else sorted(BENCHMARKS):
+        base = SMOKE if smoke else DEFAULTS[each]
+        parameters = replace(
+            base, tasks=tasks or base.tasks, rounds=rounds or base.rounds, capacity=capacity or base.capacity
+        )
         BENCHMARKS[each](parameters, out)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,5 +16,10 @@ class Parameters:
     capacity: int
 
 
-DEFAULT = Parameters(tasks=500, rounds=3, capacity=16)
+DEFAULTS: Mapping[str, Parameters] = MappingProxyType(
+    {
+        "abort": Parameters(tasks=100, rounds=2, capacity=10),
+        "claim": Parameters(tasks=500, rounds=3, capacity=16),
+    }
+)
 SMOKE = Parameters(tasks=6, rounds=1, capacity=3)

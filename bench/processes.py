@@ -83,7 +83,7 @@ async def open_queue(folder: Path) -> AsyncGenerator[Deployment, None]:
         process = await trio.lowlevel.open_process(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=_environment()
         )
-    try:
+    async with ended(process):
         variables: dict[str, str] = {}
         with trio.move_on_after(QUEUE_LIMIT):
             variables = await _variables(process)
@@ -91,9 +91,6 @@ async def open_queue(folder: Path) -> AsyncGenerator[Deployment, None]:
             raise BenchmarkFailed(f"the queue did not start: {_tail(folder / 'queue.log')}")
         credentials = Credentials(variables["TASKCLUSTER_CLIENT_ID"], variables["TASKCLUSTER_ACCESS_TOKEN"])
         yield Deployment(process.pid, variables["TASKCLUSTER_ROOT_URL"], credentials)
-    finally:
-        with trio.move_on_after(END_LIMIT, shield=True):
-            await _end(process)
 
 
 async def _variables(process: trio.Process) -> dict[str, str]:
@@ -119,15 +116,12 @@ async def run_measured(argv: Sequence[str], environment: dict[str, str], folder:
             stderr=stderr,
             env=environment,
         )
-    try:
+    async with ended(process):
         with trio.move_on_after(RUN_LIMIT) as limit:
             assert process.stdout is not None
             output = b"".join([chunk async for chunk in process.stdout])
             cpu = await _cpu_at_end(process)
             await process.wait()
-    finally:
-        with trio.move_on_after(END_LIMIT, shield=True):
-            await _end(process)
     if limit.cancelled_caught or process.returncode != 0:
         outcome = "took too long" if limit.cancelled_caught else f"exited with code {process.returncode}"
         raise BenchmarkFailed(f"{' '.join(argv)} {outcome}: {_tail(path)}")
@@ -144,6 +138,16 @@ async def _cpu_at_end(process: trio.Process) -> Cpu:
     return cpu_of(process.pid)
 
 
+@asynccontextmanager
+async def ended(process: trio.Process) -> AsyncGenerator[None, None]:
+    """When the block ends the process does too: TERM, and KILL where that does not help."""
+    try:
+        yield
+    finally:
+        with trio.move_on_after(END_LIMIT, shield=True):
+            await _end(process)
+
+
 async def _end(process: trio.Process) -> None:
     if process.returncode is None:
         process.send_signal(signal.SIGTERM)
@@ -152,8 +156,9 @@ async def _end(process: trio.Process) -> None:
     if process.returncode is None:
         process.kill()
     await process.wait()
-    if process.stdout is not None:
-        await process.stdout.aclose()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            await pipe.aclose()
 
 
 @contextmanager

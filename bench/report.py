@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -29,6 +30,12 @@ def figure(values: Iterable[float]) -> Figure:
     """Of at least one value."""
     known = list(values)
     return Figure(statistics.median(known), min(known), max(known))
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """The smallest value that so large a share of them, 1 at most, does not exceed. Of at least one value."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def _digits(value: float) -> str:

@@ -11,20 +11,23 @@ import pytest
 from bench.claim import VARIANTS
 from bench.claim_report import FIGURES, RATIOS
 from bench.recording import call_kind
-from bench.report import figure, table
+from bench.report import figure, quantile, table
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+def run_smoke(name: str, out: Path) -> tuple[str, dict[str, Any]]:
     """What a run with tiny counts printed, and its JSON."""
-    out = tmp_path_factory.mktemp("bench")
-    argv = [sys.executable, "-m", "bench", "claim", "--smoke", "--out", str(out)]
+    argv = [sys.executable, "-m", "bench", name, "--smoke", "--out", str(out)]
     done = subprocess.run(argv, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert (out / "claim.md").read_text().strip() == done.stdout.strip()
-    return done.stdout, json.loads((out / "claim.json").read_text())
+    assert (out / f"{name}.md").read_text().strip() == done.stdout.strip()
+    return done.stdout, json.loads((out / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    return run_smoke("claim", tmp_path_factory.mktemp("bench"))
 
 
 def test_every_variant_has_every_figure(smoke: tuple[str, dict[str, Any]]) -> None:
@@ -56,6 +59,23 @@ def test_the_limit_makes_the_calls_that_the_worker_makes(smoke: tuple[str, dict[
     for variant in VARIANTS:
         if variant.limit:
             assert calls[variant.name] == calls[variant.limit]
+
+
+def test_cancelled_trees_die_and_both_parts_of_it_are_told(tmp_path: Path) -> None:
+    text, report = run_smoke("abort", tmp_path)
+    assert [(each["kind"], each["at_once"], len(each["times"]), len(each["bare"])) for each in report["found"]] == [
+        ("obedient", 1, 2, 2),
+        ("obedient", 3, 6, 6),
+        ("hostile", 1, 2, 2),
+        ("hostile", 3, 6, 6),
+    ]
+    for each in report["found"]:
+        assert f"| {each['kind']}, {each['at_once']} at once " in text
+        assert all(0 < times["noticed"] < times["empty"] for times in each["times"])
+
+
+def test_quantiles_are_values_that_were_measured() -> None:
+    assert [quantile([3, 1, 2, 4], share) for share in (0, 0.5, 0.51, 0.99, 1)] == [1, 2, 3, 4, 4]
 
 
 def test_figures_are_medians_with_their_spread() -> None:
