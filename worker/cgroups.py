@@ -6,6 +6,7 @@ Source: the kernel's documentation, admin-guide/cgroup-v2 and admin-guide/cgroup
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -223,7 +224,7 @@ class Cgroup:
 def members(group: Path) -> set[int]:
     """Who is in a group or in one below it."""
     found: set[int] = set()
-    for path in _below(group):
+    for path in below(group):
         # A task may remove groups that it has made below its own, or make them threaded.
         with suppress(OSError):
             found |= {int(line) for line in (path / "cgroup.procs").read_text().split()}
@@ -232,21 +233,34 @@ def members(group: Path) -> set[int]:
 
 def remove(group: Path) -> None:
     """Remove a group and those below it, as far as they are there. Raises OSError while anyone is in them."""
-    for path in sorted(_below(group), reverse=True):
+    try:
+        for path in reversed(list(below(group))):
+            with suppress(FileNotFoundError):
+                path.rmdir()
+    except OSError:
+        # Those that are too far below to have a path (PATH_MAX), which `find` gets at; or somebody is in there.
+        argv = ["find", str(group), "-depth", "-type", "d", "-delete"]
+        subprocess.run(argv, capture_output=True, check=False)
         with suppress(FileNotFoundError):
-            path.rmdir()
+            group.rmdir()
 
 
 def leftovers(prefix: str) -> list[Path]:
     """Every group of this machine whose name begins so, in whichever hierarchy."""
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     roots = [Path(fields[4]) for fields in mounts if fields[fields.index("-") + 1] in {"cgroup", "cgroup2"}]
-    return [path for root in roots for path in _below(root) if path.name.startswith(prefix)]
+    return [path for root in roots for path in below(root) if path.name.startswith(prefix)]
 
 
-def _below(group: Path) -> Iterator[Path]:
-    """A group and all below it, as far as they do not vanish meanwhile."""
-    return (Path(folder) for folder, _, _ in os.walk(group))
+def below(group: Path) -> Iterator[Path]:
+    """A group and all below it, parents first, as far as they have a path and do not vanish meanwhile."""
+    # `os.walk` calls itself for each level, and a task may make more levels than Python can follow.
+    waiting = [group]
+    while waiting:
+        path = waiting.pop()
+        with suppress(OSError), os.scandir(path) as entries:
+            yield path
+            waiting += [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _table(path: Path) -> dict[str, int]:

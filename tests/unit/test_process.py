@@ -130,6 +130,32 @@ async def test_who_left_the_cgroup_is_counted(kind: str) -> None:
     assert tree.ending.strayed == 1
 
 
+# Groups in one another, deeper than Python calls itself and than a path is long, and a process in the last of them.
+DIG = """
+import os, signal, sys
+os.chdir(sys.argv[1])
+for _ in range(1500):
+    os.mkdir("deep")
+    os.chdir("deep")
+with open("cgroup.procs", "w") as file:
+    file.write("0")
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("kind", ["cgroup and PID namespace", "cgroup and subreaper"])
+async def test_groups_that_the_task_has_made_are_removed_however_deep(kind: str) -> None:
+    mark = Ports().slug()
+    async with opened(kind) as containment:
+        async with containment.open_tree("digs", grace=0.3) as tree:
+            (group,) = cgroups.leftovers(f"{cgroups.PREFIX}{tree.mark}")[:1]
+            await start(tree, 'exec "$0" -c "$1" "$2" "$3"', sys.executable, DIG, str(group), mark)
+        assert living(mark) == []
+    assert cgroups.leftovers(f"{cgroups.PREFIX}{OWNER}-") == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_empty_tree_ends_at_once(kind: str) -> None:
     async with opened(kind) as containment:

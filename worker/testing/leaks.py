@@ -30,7 +30,7 @@ from pathlib import Path
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from worker.cgroups import PREFIX
+from worker import cgroups
 
 # Trio keeps threads for ten seconds after their last use. A thread at work has the name of what it does; one that waits
 # for work has its own name back, and that before its last result is handed over (trio/_core/_thread_cache.py).
@@ -182,13 +182,8 @@ def _files(watch: Watch) -> Found:
 
 
 def _cgroups() -> dict[Hashable, str]:
-    found: dict[Hashable, str] = {}
-    for top in _own_cgroups():
-        for folder, below, _ in os.walk(top):
-            for name in [name for name in below if name.startswith(PREFIX)]:
-                path = Path(folder, name)
-                found[path] = f"cgroup {path}"
-    return found
+    groups = {path for top in _own_cgroups() for path in cgroups.below(top) if path.name.startswith(cgroups.PREFIX)}
+    return {path: f"cgroup {path}" for path in groups}
 
 
 def _own_cgroups() -> set[Path]:
