@@ -230,6 +230,15 @@ async def test_a_tree_that_removes_its_own_group_ends_all_the_same(kind: str) ->
         assert tree.usage() == before
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["NAME", "odd-name"])  # the second takes another launcher
+async def test_the_kernel_is_to_take_a_task_before_the_worker(kind: str, name: str) -> None:
+    own = int((await trio.run_process(["cat", "/proc/self/oom_score_adj"], capture_stdout=True)).stdout)
+    async with opened(kind) as containment, containment.open_tree("greedy", grace=0.1) as tree:
+        said = await start(tree, "cat /proc/self/oom_score_adj", env={**ENV, name: ""})
+    assert int(said) == min(1000, own + 500)
+
+
 def test_the_mark_of_a_process_is_read_though_its_first_thread_has_ended() -> None:
     script = (
         "import ctypes, threading\n"
