@@ -229,13 +229,13 @@ async def _signal_batch(arrivals: Arrivals, variant: Variant) -> list[float]:
 
 
 def _signal(mark: str, kill: bool) -> None:
-    def find() -> set[int]:
-        return {each.pid for each in survivors(mark)}
+    def look() -> set[proctree.Identity]:
+        return proctree.identify(lambda: {each.pid for each in survivors(mark)})
 
     if kill:
-        proctree.kill_all(find)
+        proctree.kill_all(look)
     else:
-        proctree.send(find, signal.SIGTERM)
+        proctree.send(look(), signal.SIGTERM)
 
 
 def _text(date: str, averages: tuple[float, float], parameters: Parameters, found: list[Found]) -> str:

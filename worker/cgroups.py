@@ -70,13 +70,13 @@ def wanted(limits: Limits) -> list[str]:
     return [name for name, limit in by_controller.items() if limit is not None]
 
 
-def open_homes() -> Homes | None:
+def open_homes(own: Path = Path("/proc/self")) -> Homes | None:
     """Find the groups that the worker may divide, and make v2 controllers available in them; None without v2.
 
     Blocks. For controllers of v2 the worker moves into a group of its own below the one that it was started in, which
-    takes that nobody else is in there, as under systemd with `Delegate=yes`.
+    takes that nobody else is in there, as under systemd with `Delegate=yes`. `own` is what /proc has of the worker.
     """
-    homes = _homes()
+    homes = own_groups(own)
     if "" not in homes:
         return None
     unified = homes.pop("")
@@ -88,17 +88,17 @@ def open_homes() -> Homes | None:
     return Homes(unified, found)
 
 
-def _homes() -> dict[str, Path]:
+def own_groups(own: Path = Path("/proc/self")) -> dict[str, Path]:
     """The worker's own groups that it may divide, by controller; `""` is v2's."""
     try:
-        own = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        groups = [line.split(":", 2) for line in (own / "cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in (own / "mountinfo").read_text().splitlines()]
     except OSError:
         return {}
     homes: dict[str, Path] = {}
     for fields in mounts:
         kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
-        for _, names, path in own:
+        for _, names, path in groups:
             if kind != ("cgroup" if names else "cgroup2") or not set(names.split(",")) <= {*options, ""}:
                 continue
             # What is mounted may be a part of the hierarchy, as in a container.
@@ -127,6 +127,26 @@ def _leave(home: Path) -> None:
         (home / _OWN / "cgroup.procs").write_text("0")
 
 
+def settings(places: Mapping[str, Home], limits: Limits) -> Iterator[tuple[Path, str]]:
+    """Which files take which values, to limit a tree whose groups are `places`, by controller."""
+    if limits.memory is not None:
+        place, limit = places["memory"], str(limits.memory)
+        yield place.path / ("memory.max" if place.unified else "memory.limit_in_bytes"), limit
+        # Else swap takes what is beyond the limit. v1 limits the sum of both, v2 each.
+        swap = place.path / ("memory.swap.max" if place.unified else "memory.memsw.limit_in_bytes")
+        if swap.exists():
+            yield swap, "0" if place.unified else limit
+    if limits.processes is not None:
+        yield places["pids"].path / "pids.max", str(limits.processes + _HELPERS)
+    if limits.cpus is not None:
+        place, quota = places["cpu"], round(limits.cpus * _PERIOD)
+        if place.unified:
+            yield place.path / "cpu.max", f"{quota} {_PERIOD}"
+        else:
+            yield place.path / "cpu.cfs_period_us", str(_PERIOD)
+            yield place.path / "cpu.cfs_quota_us", str(quota)
+
+
 class Cgroup:
     """The groups of one tree: one in each hierarchy, all of the same name. All methods block, for microseconds."""
 
@@ -141,42 +161,24 @@ class Cgroup:
         try:
             for path in self.paths:
                 path.mkdir()
-            for file, value in self._settings(limits):
+            for file, value in settings(self._places, limits):
                 file.write_text(value)
         except OSError:
             with suppress(OSError):
                 self.remove()
             raise
 
-    def _settings(self, limits: Limits) -> Iterator[tuple[Path, str]]:
-        if limits.memory is not None:
-            place, limit = self._places["memory"], str(limits.memory)
-            yield place.path / ("memory.max" if place.unified else "memory.limit_in_bytes"), limit
-            # Else swap takes what is beyond the limit. v1 limits the sum of both, v2 each.
-            swap = place.path / ("memory.swap.max" if place.unified else "memory.memsw.limit_in_bytes")
-            if swap.exists():
-                yield swap, "0" if place.unified else limit
-        if limits.processes is not None:
-            yield self._places["pids"].path / "pids.max", str(limits.processes + _HELPERS)
-        if limits.cpus is not None:
-            place, quota = self._places["cpu"], round(limits.cpus * _PERIOD)
-            if place.unified:
-                yield place.path / "cpu.max", f"{quota} {_PERIOD}"
-            else:
-                yield place.path / "cpu.cfs_period_us", str(_PERIOD)
-                yield place.path / "cpu.cfs_quota_us", str(quota)
-
     def members(self) -> set[int]:
         """Who is in it now, by process id."""
         return members(self._unified)
 
     def kill(self) -> None:
-        """KILL to all members, at once. Does nothing before Linux 5.14."""
-        with suppress(FileNotFoundError):
+        """KILL to all members, at once. Does nothing before Linux 5.14, nor where that is not to be done now."""
+        with suppress(OSError):
             (self._unified / "cgroup.kill").write_text("1")
 
     def usage(self) -> Usage:
-        """What was used so far."""
+        """What was used so far. Raises OSError where the tree has removed the group, as root may."""
         times = _table(self._unified / "cpu.stat")
         read, written = self._input_output()
         return Usage(times["user_usec"] / 1e6, times["system_usec"] / 1e6, self._peak(), read, written)
@@ -202,7 +204,10 @@ class Cgroup:
         return read, written
 
     def out_of_memory(self) -> str | None:
-        """In words, whether the kernel killed for want of memory; None where it did not, or nobody counted."""
+        """In words, whether the kernel killed for want of memory; None where it did not, or nobody counted.
+
+        Raises OSError where the tree has removed the group.
+        """
         if (place := self._places.get("memory")) is None:
             return None
         counts = _table(place.path / ("memory.events" if place.unified else "memory.oom_control"))
@@ -219,6 +224,14 @@ class Cgroup:
         """Remove the groups, and those that the tree has made below. Raises OSError while anyone is in them."""
         for path in self.paths:
             remove(path)
+
+
+def trees_of(pid: int) -> set[str]:
+    """The marks of the trees in whose groups a process is: none, or one, but where workers run in tasks of workers."""
+    with suppress(OSError):
+        parts = Path(f"/proc/{pid}/cgroup").read_text().replace("\n", "/").split("/")
+        return {part.removeprefix(PREFIX) for part in parts if part.startswith(PREFIX)}
+    return set()
 
 
 def members(group: Path) -> set[int]:

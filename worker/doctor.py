@@ -15,7 +15,7 @@ from worker.cgroups import Limits
 from worker.config import Config
 from worker.http import HttpError, open_http
 from worker.ports import Ports
-from worker.process import open_containment, owner_of
+from worker.process import open_containment
 from worker.quantities import approximate_size, format_size
 from worker.queue.client import service
 from worker.queue.deployment import Deployment
@@ -51,7 +51,7 @@ class Finding:
 
 async def examine(config: Config, ports: Ports, tell: Callable[[Finding], None]) -> None:
     """Look at everything that a worker with this config needs; `tell` gets each finding as it is made."""
-    tell(await _containment(config, ports))
+    tell(await _containment(ports))
     for finding in _installed():
         tell(finding)
     tell(_payload(config))
@@ -61,8 +61,8 @@ async def examine(config: Config, ports: Ports, tell: Callable[[Finding], None])
         tell(finding)
 
 
-async def _containment(config: Config, ports: Ports) -> Finding:
-    async with open_containment(ports, owner_of(config.worker.work_dir)) as containment:
+async def _containment(ports: Ports) -> Finding:
+    async with open_containment(ports, "doctor") as containment:
         limitable = sorted(set(_LIMITS) - set(containment.lacking(Limits(1, 1, 1))))
     limits = f"can limit {', '.join(limitable)}" if limitable else "cannot limit their use of the machine"
     detail = f"tasks are held by a {containment.kind}; {limits}"

@@ -1,7 +1,8 @@
 """How a command comes into its cgroups and its PID namespace before it runs: by a small program that becomes it.
 
 The environment of a task may name libraries to be loaded (ld.so(8)), so nothing outside of its tree runs with it: the
-launcher gets it on stdin, when it is inside.
+launcher gets it on stdin, when it is inside. It also sees to it that the kernel, when the machine has no memory left,
+takes the task before the worker (proc(5), oom_score_adj).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _SHELL = (
     "/bin/sh",
     "-c",
     'cd "$1" || exit 126; unset PWD OLDPWD SHLVL; shift; '
+    "{ read score < /proc/self/oom_score_adj; "
+    "echo $((score > 500 ? 1000 : score + 500)) > /proc/self/oom_score_adj; } 2> /dev/null; "
     'while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs" || exit 126; shift; done; shift; '
     '. /proc/self/fd/0; exec "$@" < /dev/null',
     "sh",
@@ -32,6 +35,8 @@ _PYTHON = (
     "for group in sys.argv[2:end]:\n"
     "    with open(group + '/cgroup.procs', 'w') as file:\n"
     "        file.write('0')\n"
+    "with open('/proc/self/oom_score_adj', 'r+') as file:\n"
+    "    file.write(str(min(1000, int(file.read()) + 500)))\n"
     "pairs = [entry.split(b'=', 1) for entry in sys.stdin.buffer.read().split(b'\\0') if entry]\n"
     "os.dup2(os.open('/dev/null', os.O_RDONLY), 0)\n"
     "try:\n"

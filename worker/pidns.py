@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from worker import proctree
+from worker.proctree import Identity
 
 # A mount namespace comes with it, for a /proc of its own: mounts that the machine makes appear there, a task's do not
 # appear on the machine.
@@ -31,6 +32,7 @@ _INIT = (
     "init",
 )
 _READY_LIMIT = 10.0  # seconds
+_END_LIMIT = 1.0  # seconds, from KILL to the end of all
 
 
 class NoNamespace(Exception):
@@ -58,9 +60,10 @@ class PidNamespace:
         """The argv that a command's own is appended to, inside, to lead a session."""
         return _program("setsid"), "--"
 
-    def members(self, leaders: Iterable[int]) -> set[int]:
+    def members(self, leaders: Iterable[int]) -> set[Identity]:
         """Who is in here, `leaders` being the processes that were started with `entry`."""
-        return proctree.descendants([self.holder.pid, *leaders]) - {self.init}
+        found = proctree.descendants([self.holder.pid, *leaders])
+        return {each for each in found if each.pid != self.init}
 
     def kill(self) -> None:
         """KILL to all, at once."""
@@ -74,10 +77,10 @@ class PidNamespace:
 
 @asynccontextmanager
 async def open_pidns(groups: Iterable[Path], env: Mapping[str, str]) -> AsyncGenerator[PidNamespace, None]:
-    """A namespace for as long as the block lasts; when it is left, all in it are dead and reaped.
+    """A namespace for as long as the block lasts; when it is left, KILL is sent to all in it.
 
     Its init is in the cgroups `groups`, and has the environment `env` and PATH. Raises NoNamespace. Cancellation is
-    noticed before it is made. Leaving it takes no longer than the kernel needs.
+    noticed before it is made. Leaving it takes a second at most; when `holder` has ended all in it are dead and reaped.
     """
     ours, theirs = socket.socketpair()
     with theirs, trio.socket.from_stdlib_socket(ours) as line:
@@ -97,7 +100,7 @@ async def open_pidns(groups: Iterable[Path], env: Mapping[str, str]) -> AsyncGen
             yield namespace
         finally:
             namespace.kill()
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(_END_LIMIT, shield=True):
                 await holder.wait()
             namespace.close()
 

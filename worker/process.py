@@ -9,35 +9,45 @@ can leave: `Containment.kind` says what it is.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import signal
 import subprocess
-import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
 from worker import cgroups, proctree
 from worker.cgroups import Cgroup, Homes, Limits, Usage
+from worker.freezer import own_freezer
 from worker.launcher import launch, memory_file
+from worker.members import GroupMembers, Members, ToldMembers
+from worker.orphans import MARK, Orphans
 from worker.pidns import NoNamespace, PidNamespace, namespaces_work, open_pidns
 from worker.ports import Ports
+from worker.proctree import Identity
+
+log = logging.getLogger("worker")
+
+T = TypeVar("T")
 
 # How long the dead may take to vanish after KILL: a process in uninterruptible sleep cannot be waited for at will.
 KILL_LIMIT = 5.0
-# In the environment of every process of a tree, so that it can be told whose it is.
-MARK = "TC_WORKER_TREE"
-_LOOKS = 100
-_SINCE_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # the clock of /proc, on Linux
+# After so many seconds KILL is sent again, to whoever is there by then, and who was frozen meanwhile is thawed.
+AGAIN = 0.2
 
 
 def owner_of(work_dir: Path) -> str:
-    """What marks the processes of the worker that has this directory, in all of its lives."""
-    return hashlib.sha256(os.fsencode(work_dir.resolve())).hexdigest()[:12]
+    """What marks the processes of the worker that has this directory, in all of its lives. Raises OSError.
+
+    By the directory itself, not its path, which may be another directory's for a worker in a container.
+    """
+    found = work_dir.stat()
+    return hashlib.sha256(f"{found.st_dev}:{found.st_ino}".encode()).hexdigest()[:12]
 
 
 class SpawnFailed(Exception):
@@ -65,20 +75,27 @@ class ProcessTree:
     """
 
     def __init__(
-        self, containment: Containment, mark: str, cgroup: Cgroup | None, namespace: PidNamespace | None
+        self,
+        containment: Containment,
+        mark: str,
+        members: Members,
+        cgroup: Cgroup | None = None,
+        namespace: PidNamespace | None = None,
     ) -> None:
         self._containment = containment
         self._ports = containment.ports
+        self._members = members
         self._cgroup = cgroup
         self._namespace = namespace
-        self._begun = int(time.clock_gettime(_SINCE_BOOT) * os.sysconf("SC_CLK_TCK"))
-        self._last_usage: Usage | None = None
-        self._last_out_of_memory: str | None = None
+        self._usage: Usage | None = None
+        self._out_of_memory: str | None = None
         self._ended = False
         self.mark = mark
-        self.leaders: list[trio.Process] = []
-        self._started: dict[int, int] = {}  # when each leader was, since its number may be given to another one
         self.ending = Ending()
+
+    @property
+    def leaders(self) -> Sequence[trio.Process]:
+        return self._members.leaders
 
     async def spawn(self, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], output: int) -> trio.Process:
         """Start a process in the tree, in a session of its own, with no stdin, stdout and stderr to `output`.
@@ -89,22 +106,19 @@ class ProcessTree:
         env = {**env, MARK: self.mark}
         # A process that was started and is not known would live on.
         with trio.CancelScope(shield=True):
-            async with self._containment.spawning:
+            async with self._containment.still():
                 try:
                     process = await self._start(argv, cwd, env, output)
+                    self._members.add(process)
                 except (OSError, ValueError) as error:
                     raise SpawnFailed(f"{argv[0]}: {getattr(error, 'strerror', None) or error}") from error
-                self.leaders.append(process)
-                if self._containment.is_told:
-                    # It was not waited for yet, so the number is its own.
-                    self._started[process.pid] = proctree.Stat(process.pid).started
         return process
 
     async def _start(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str], output: int) -> trio.Process:
         start = partial(
             trio.lowlevel.open_process, stdout=output, stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True
         )
-        if self._cgroup is None and self._namespace is None:
+        if not self._containment.is_told:
             return await start(argv, stdin=subprocess.DEVNULL, env=env)
         groups = () if self._cgroup is None else self._cgroup.paths
         launcher, stdin = launch(cwd, groups, env)
@@ -118,42 +132,21 @@ class ProcessTree:
 
     def usage(self) -> Usage | None:
         """What the tree has used so far, its dead included; None where nobody counts."""
-        return self._last_usage if self._ended or self._cgroup is None else self._cgroup.usage()
+        if self._cgroup is not None and not self._ended:
+            with suppress(OSError):  # Else the tree has removed its group, and the last that is known holds.
+                self._usage = self._cgroup.usage()
+        return self._usage
 
     def out_of_memory(self) -> str | None:
         """In words, whether the kernel has killed any of it for want of memory; None where it has not."""
-        return self._last_out_of_memory if self._ended or self._cgroup is None else self._cgroup.out_of_memory()
+        if self._cgroup is not None and not self._ended:
+            with suppress(OSError):
+                self._out_of_memory = self._cgroup.out_of_memory()
+        return self._out_of_memory
 
-    def members(self) -> set[int]:
-        """Who is alive in it."""
-        if not self._containment.is_told:
-            return self._related()
-        # One look can miss what is adopted in the middle of it, but not the parent that died: so look again until
-        # there is nobody new, dead or alive. Whoever forks faster than that is not waited for; KILL is quicker.
-        seen: set[int] = set()
-        for _ in range(_LOOKS):
-            found = self._cgroup_members() | self._related()
-            if found <= seen:
-                break
-            seen |= found
-        return {pid for pid in seen if proctree.is_alive(pid)}
-
-    def _cgroup_members(self) -> set[int]:
-        own = set() if self._namespace is None else {self._namespace.init}
-        return set() if self._cgroup is None else self._cgroup.members() - own
-
-    def _related(self) -> set[int]:
-        if not self._containment.is_told:
-            return {process.pid for process in self.leaders if process.poll() is None}
-        leaders = {pid for pid, started in self._started.items() if proctree.is_alive(pid, started)}
-        if self._namespace is not None:
-            return self._namespace.members(leaders)
-        roots = {*leaders, *self._containment.orphans_of(self)}
-        return roots | proctree.descendants(roots)
-
-    def may_own(self, orphan: int) -> bool:
-        """Whether a process without a mark may be of this tree."""
-        return proctree.Stat(orphan).started >= self._begun
+    async def _in_thread(self, look: Callable[[], T]) -> T:
+        async with self._containment.still():
+            return await self._ports.run_sync(look)
 
     # The end
 
@@ -162,80 +155,65 @@ class ProcessTree:
 
         Raises NotContained. Not to be cancelled: the caller shields it; it takes `grace` + 5 s at most.
         """
-        # The request to end is a courtesy: whatever hinders it, the killing follows.
-        with suppress(OSError):
-            await self._ask_to_end(grace, hurry)
-        with trio.move_on_after(KILL_LIMIT):
-            while killed := await self._ports.run_sync(self._kill):
-                for pid in killed:
-                    await wait_dead(pid)
-            for leader in self.leaders:
-                await leader.wait()
-        left = await self._ports.run_sync(self._take_stock)
-        if left:
-            raise NotContained(f"processes survived KILL: {sorted(left)}")
+        # From the last to the first: whatever hinders the request to end, which is a courtesy, the killing follows.
+        async with AsyncExitStack() as steps:
+            steps.callback(self._close_accounts)
+            steps.push_async_callback(self._end_by_force)
+            try:
+                await self._ask_to_end(grace, hurry)
+            except* OSError as group:
+                log.warning("processes could not be asked to end: %s", group.exceptions[0])
 
     async def _ask_to_end(self, grace: float, hurry: trio.Event) -> None:
-        left = await self._ports.run_sync(self._send_term)
-        if not left:
-            return
-        strayed = 0 if self._cgroup is None else len(left - self._cgroup_members())
-        self.ending = Ending(len(left), strayed)
+        asked = await self._in_thread(self._members.ask)
+        left = asked.found
         with trio.move_on_after(grace):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when, hurry, nursery.cancel_scope)
-                while pids := await self._ports.run_sync(self.members):
-                    await wait_dead(pids.pop())
+                while left:
+                    await self._members.wait_dead(left)
+                    left = await self._in_thread(self._members.alive)
                 nursery.cancel_scope.cancel()
+        killed = await self._ports.run_sync(self._members.alive_of, left)
+        self.ending = Ending(len(asked.running), len(asked.strayed), len(killed))
 
-    def _send_term(self) -> set[int]:
-        """TERM to all; who that was."""
-        if self._containment.is_told:
-            return proctree.send(self.members, signal.SIGTERM)
-        return self._send_to_groups(signal.SIGTERM)
+    async def _end_by_force(self) -> None:
+        left: set[Identity] | None = None
+        trouble = ""
+        with trio.move_on_after(KILL_LIMIT) as in_time:
+            while left is None or left:
+                try:
+                    left = await self._in_thread(self._members.kill)
+                    with trio.move_on_after(AGAIN):
+                        await self._members.wait_dead(left)
+                except OSError as error:  # such as that there are no more descriptors, which may pass
+                    trouble = f"; {error}"
+                    await trio.sleep(AGAIN)
+            for process in self.leaders if self._namespace is None else (*self.leaders, self._namespace.holder):
+                await process.wait()
+        if in_time.cancelled_caught:
+            raise NotContained(f"processes survived KILL: {sorted(each.pid for each in left or ())}{trouble}")
 
-    def _send_to_groups(self, number: signal.Signals) -> set[int]:
-        # A leader that was not reaped keeps its number; one that was may have left a group behind, whose number is
-        # kept too.
-        for leader in self.leaders:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(leader.pid, number)
-        return self.members()
-
-    def _kill(self) -> set[int]:
-        """KILL to all; who that was."""
-        left = self.members()
-        if left and not self.ending.killed:
-            self.ending = Ending(max(len(left), self.ending.left), self.ending.strayed, len(left))
-        if self._namespace is not None:
-            self._namespace.kill()
-        if self._cgroup is not None:
-            self._cgroup.kill()
-        if not self._containment.is_told:
-            self._send_to_groups(signal.SIGKILL)
-        elif self._namespace is None:
-            proctree.kill_all(self.members)
-        return left
-
-    def _take_stock(self) -> set[int]:
-        if self._cgroup is not None:
-            self._last_usage, self._last_out_of_memory = self._cgroup.usage(), self._cgroup.out_of_memory()
+    def _close_accounts(self) -> None:
+        self.usage()
+        self.out_of_memory()
         self._ended = True
-        return self.members()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Containment:
-    """What holds the trees of one worker. `owner` is in their marks, and in the names of their cgroups."""
+    """What holds the trees of one worker. `owner` is in their marks, and in the names of their cgroups.
+
+    `orphans` are adopted where there is no namespace; `freezer` is where who is frozen can be thawed.
+    """
 
     ports: Ports
     owner: str
     homes: Homes | None
     namespaces: bool
     is_told: bool
-    # Held while a child is started: until its tree knows it, it looks like an orphan.
-    spawning: trio.Lock = field(default_factory=trio.Lock)
-    _trees: list[ProcessTree] = field(default_factory=list)
+    orphans: Orphans | None = None
+    freezer: Path | None = None
 
     @property
     def kind(self) -> str:
@@ -246,6 +224,10 @@ class Containment:
     def lacking(self, limits: Limits) -> list[str]:
         """The cgroup controllers that `limits` need and that are not to be had."""
         return self.homes.lacking(limits) if self.homes is not None else cgroups.wanted(limits)
+
+    def still(self) -> AbstractAsyncContextManager[None]:
+        """Held while a child is started and while somebody looks for the processes of a tree, where this matters."""
+        return nullcontext() if self.orphans is None else self.orphans.still
 
     @asynccontextmanager
     async def open_tree(
@@ -267,14 +249,17 @@ class Containment:
                     namespace = await holds.enter_async_context(open_pidns(groups, {MARK: mark}))
                 except NoNamespace as error:
                     raise NotContained(f"no PID namespace could be made: {error}") from error
-            tree = ProcessTree(self, mark, cgroup, namespace)
-            self._trees.append(tree)
+            members: Members = GroupMembers()
+            if self.is_told:
+                members = told = ToldMembers(mark, cgroup, namespace, self.orphans, self.freezer)
+                if self.orphans is not None:
+                    holds.enter_context(self.orphans.known(told))
+            tree = ProcessTree(self, mark, members, cgroup, namespace)
             try:
                 yield tree
             finally:
                 with trio.CancelScope(shield=True):
                     await tree.end(grace, trio.Event() if hurry is None else hurry)
-                self._trees.remove(tree)
 
     @asynccontextmanager
     async def _open_cgroup(self, homes: Homes, mark: str, limits: Limits) -> AsyncGenerator[Cgroup, None]:
@@ -291,47 +276,6 @@ class Containment:
                 except OSError as error:
                     raise NotContained(f"its cgroup could not be removed: {error}") from error
 
-    # Orphans, where the worker adopts them
-
-    def orphans_of(self, tree: ProcessTree) -> list[int]:
-        """The worker's adopted children that belong to `tree`.
-
-        By the mark in their environment. One that has removed its mark may be anybody's: it is of any tree that it may
-        have been started in, so that it dies with the first of them.
-        """
-        marks = {other.mark for other in self._trees}
-        found = []
-        for pid in self._orphans():
-            with suppress(FileNotFoundError, ProcessLookupError):
-                mark = proctree.environment_value(pid, MARK)
-                if mark == tree.mark or (mark not in marks and tree.may_own(pid)):
-                    found.append(pid)
-        return found
-
-    def _orphans(self) -> list[int]:
-        # Tree members are in sessions of their own, and cannot enter the worker's: its helpers are.
-        own = os.getsid(0)
-        leaders = {leader.pid for tree in self._trees for leader in tree.leaders}
-        found = []
-        for pid in proctree.children(os.getpid()):
-            with suppress(FileNotFoundError, ProcessLookupError):
-                if pid not in leaders and proctree.Stat(pid).session != own:
-                    found.append(pid)
-        return found
-
-    async def reap_orphans(self) -> None:
-        """Wait for adopted children when they die, until cancelled."""
-        with trio.open_signal_receiver(signal.SIGCHLD) as signals:
-            async for _ in signals:
-                async with self.spawning:
-                    await self.ports.run_sync(self._reap)
-
-    def _reap(self) -> None:
-        for pid in self._orphans():
-            if not proctree.is_alive(pid):
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-
 
 @asynccontextmanager
 async def open_containment(
@@ -344,15 +288,16 @@ async def open_containment(
     is_told = await ports.run_sync(proctree.is_told)
     homes = await ports.run_sync(cgroups.open_homes) if use_cgroups else None
     namespaces = use_namespaces and is_told and await namespaces_work()
-    containment = Containment(ports, owner, homes, namespaces, is_told)
+    freezer = await ports.run_sync(own_freezer)
     if namespaces or not is_told:
-        yield containment
+        yield Containment(ports, owner, homes, namespaces, is_told, freezer=freezer)
         return
+    orphans = Orphans()
     proctree.adopt_orphans(True)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(containment.reap_orphans)
-            yield containment
+            nursery.start_soon(orphans.reap, ports)
+            yield Containment(ports, owner, homes, namespaces, is_told, orphans, freezer)
             nursery.cancel_scope.cancel()
     finally:
         proctree.adopt_orphans(False)
@@ -361,15 +306,3 @@ async def open_containment(
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
-
-
-async def wait_dead(pid: int) -> None:
-    """Wait for a process to end; it need not be a child."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except (ProcessLookupError, AttributeError):  # AttributeError: not Linux; the members are children, and reaped
-        return
-    try:
-        await trio.lowlevel.wait_readable(descriptor)
-    finally:
-        os.close(descriptor)

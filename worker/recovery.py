@@ -18,8 +18,11 @@ import trio
 from worker import cgroups, proctree
 from worker.errors import FatalWorkerFault
 from worker.folders import remove_folder
+from worker.freezer import own_freezer, thaw
+from worker.orphans import MARK
 from worker.ports import Ports
-from worker.process import KILL_LIMIT, MARK, owner_of, wait_dead
+from worker.process import AGAIN, KILL_LIMIT, owner_of
+from worker.proctree import Identity
 
 log = logging.getLogger("worker")
 
@@ -35,7 +38,7 @@ async def open_work_dir(ports: Ports, work_dir: Path) -> AsyncGenerator[None, No
     """
     lock = await ports.run_sync(_lock, work_dir)
     try:
-        await _end_processes(ports, owner_of(work_dir))
+        await _end_processes(ports, await ports.run_sync(owner_of, work_dir))
         await ports.run_sync(_remove_folders, work_dir)
         yield
     finally:
@@ -61,19 +64,31 @@ def _lock(work_dir: Path) -> int:
 async def _end_processes(ports: Ports, owner: str) -> None:
     if not await ports.run_sync(proctree.is_told):
         return
+    freezer = await ports.run_sync(own_freezer)
 
-    def find() -> set[int]:
+    def marked() -> set[int]:
         grouped = [cgroups.members(group) for group in cgroups.leftovers(f"{cgroups.PREFIX}{owner}-")]
-        marked = proctree.marked(MARK, f"{owner}-")
-        return {pid for pid in set().union(marked, *grouped) if proctree.is_alive(pid)}
+        return set().union(proctree.marked(MARK, f"{owner}-"), *grouped)
 
+    def look() -> set[Identity]:
+        found = proctree.identify(marked)
+        return found | proctree.descendants(each.pid for each in found)
+
+    def kill() -> set[Identity]:
+        left = proctree.kill_all(look)
+        thaw(freezer, left)
+        return left
+
+    left: set[Identity] = set()
     with trio.move_on_after(KILL_LIMIT) as in_time:
-        while found := await ports.run_sync(proctree.kill_all, find):
-            log.warning("ended %d processes that an earlier worker has left", len(found))
-            for pid in found:
-                await wait_dead(pid)
+        while left := await ports.run_sync(kill):
+            log.warning("ended %d processes that an earlier worker has left", len(left))
+            with trio.move_on_after(AGAIN):
+                for process in left:
+                    await proctree.wait_dead(process)
     if in_time.cancelled_caught:
-        raise FatalWorkerFault(f"processes of an earlier worker survive KILL: {sorted(await ports.run_sync(find))}")
+        pids = sorted(process.pid for process in left)
+        raise FatalWorkerFault(f"processes of an earlier worker survive KILL: {pids}")
     await ports.run_sync(_remove_groups, owner)
 
 

@@ -154,7 +154,8 @@ class Native(Engine[NativeConfig, NativePayload]):
     @asynccontextmanager
     async def worker_scope(self) -> AsyncGenerator[None, None]:
         services = self.services
-        async with open_containment(services.ports, owner_of(services.work_dir)) as self.containment:
+        owner = await services.ports.run_sync(owner_of, services.work_dir)
+        async with open_containment(services.ports, owner) as self.containment:
             if lacking := self.containment.lacking(self.limits):
                 raise FatalWorkerFault(
                     f"engines.native.limits cannot be kept on this machine, which gives no cgroup controller "

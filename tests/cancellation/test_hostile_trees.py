@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cancellation_process import AS_NOBODY, common_folder, nobodys_python, real_
 
 from worker.cgroups import open_homes
 from worker.process import owner_of
-from worker.testing.hostile import HOSTILE, TRAITS, command
+from worker.testing.hostile import HOSTILE, TRAITS, command, freezer
 from worker.testing.leaks import no_leaks
 from worker.testing.trees import Arrivals, survivors, wait_gone
 from worker.testing.world import World, open_world
@@ -25,16 +26,29 @@ MARGIN = 5.0  # seconds that an end may take beyond the grace
 POLL = 0.2
 SYSTEM_PYTHON = "/usr/bin/python3"
 KILLED = "did not end when asked to"
+STRAYED = "had left the task's cgroup"
 
 
 def task(argv: list[str]) -> dict[str, Any]:
     return {"command": [argv], "maxRunTime": 600}
 
 
+@contextmanager
+def no_groups(mark: str) -> Iterator[None]:
+    """Remove the groups of frozen ones whose marks begin with `mark`; nobody is to be in them any more."""
+    try:
+        yield
+    finally:
+        place = freezer()
+        for group in [] if place is None else Path(place).glob(f"hostile-{mark}*"):
+            group.rmdir()
+
+
 async def cancelled(folder: Path, ready: Path, *traits: str, user: Sequence[str] = ()) -> tuple[float, str]:
     """Run a tree and cancel it when it is complete: how many seconds the whole end took, and the log."""
     mark, work = f"hostile-{folder.name}", folder / "work"
-    with Arrivals(ready) as arrivals:
+    work.mkdir()
+    with Arrivals(ready) as arrivals, no_groups(mark):
         async with no_leaks(work, marks=[mark, owner_of(work)], kept=["lock"]), open_world(folder) as world:
             argv = [*user, *command(mark, *traits, ready=ready, python=SYSTEM_PYTHON if user else sys.executable)]
             task_id = await world.create(task(argv))
@@ -50,7 +64,7 @@ async def cancelled(folder: Path, ready: Path, *traits: str, user: Sequence[str]
             return seconds, await world.log(task_id)
 
 
-EACH = [*((trait,) for trait in TRAITS if trait not in {"exit"}), ("mute",), HOSTILE]
+EACH = [*((trait,) for trait in TRAITS if trait not in {"exit"}), ("mute",), HOSTILE, (*HOSTILE, "frozen")]
 
 
 @pytest.mark.parametrize("traits", EACH, ids="-".join)
@@ -59,9 +73,8 @@ async def test_no_trait_saves_a_tree(tmp_path: Path, traits: tuple[str, ...]) ->
     assert seconds < GRACE + MARGIN
     # Of two that make each other anew, one may be born between two TERMs: then it takes KILL, and else it does not.
     if "respawn" not in traits or "deaf" in traits:
-        assert (KILLED in log) == ("deaf" in traits)
-    if "cgroup" in traits and open_homes() is not None:
-        assert "had left the task's cgroup" in log
+        assert (KILLED in log) == ("deaf" in traits or ("frozen" in traits and freezer() is not None))
+    assert (STRAYED in log) == ("cgroup" in traits and open_homes() is not None)
 
 
 async def test_a_tree_of_another_user_is_saved_by_nothing_either(tmp_path: Path) -> None:
@@ -84,7 +97,9 @@ async def test_who_obeys_is_not_killed_and_nobody_waits_for_the_grace(tmp_path: 
                 await world.queue.cancel_task(task_id)
                 with trio.fail_after(MARGIN):
                     await worker.done.wait()
-            assert KILLED not in await world.log(task_id)
+            log = await world.log(task_id)
+            assert KILLED not in log
+            assert STRAYED not in log
 
 
 async def test_what_a_task_leaves_behind_dies_with_it(tmp_path: Path) -> None:
@@ -103,6 +118,7 @@ async def test_what_a_task_leaves_behind_dies_with_it(tmp_path: Path) -> None:
 async def cancel_batches(folder: Path, number: int, at_once: int) -> None:
     """Run and cancel so many trees, a batch at a time. Fails where one survives its batch."""
     prefix, work = f"tree-{folder.name}", folder / "work"
+    work.mkdir()
     settings = {"cancelPollInterval": POLL, "killGrace": GRACE, "workDir": str(work), "capacity": at_once}
     with Arrivals(folder / "ready") as arrivals:
         async with no_leaks(work, marks=[owner_of(work), prefix], kept=["lock"]), open_world(folder) as world:
@@ -144,25 +160,27 @@ async def kill_batch(
     for mark in marks:
         argv = command(mark, *traits, ready=arrivals.path, python=python[-1])
         await world.create(task(argv), retries=0)
-    async with real_worker(world, folder, python, capacity=number, killGrace=GRACE) as worker:
-        with trio.fail_after(10 + number):
-            for mark in marks:
-                await arrivals.wait(mark)
-        worker.process.kill()
-        await worker.process.wait()
-    canary = await world.create({"command": [["true"]], "maxRunTime": 60})
-    async with real_worker(world, folder, python, capacity=1, killGrace=GRACE, numberOfTasks=1) as worker:
-        # Seen when it has claimed: whatever it had to end before is to have ended by now.
-        await world.until(canary, "running", "completed")
-        assert survivors(prefix) == []
-        assert await worker.end() == 0
-    assert (await world.queue.status(canary)).state == "completed"
+    with no_groups(prefix):
+        async with real_worker(world, folder, python, capacity=number, killGrace=GRACE) as worker:
+            with trio.fail_after(10 + number):
+                for mark in marks:
+                    await arrivals.wait(mark)
+            worker.process.kill()
+            await worker.process.wait()
+        canary = await world.create({"command": [["true"]], "maxRunTime": 60})
+        async with real_worker(world, folder, python, capacity=1, killGrace=GRACE, numberOfTasks=1) as worker:
+            # Seen when it has claimed: whatever it had to end before is to have ended by now.
+            await world.until(canary, "running", "completed")
+            assert survivors(prefix) == []
+            assert await worker.end() == 0
+        assert (await world.queue.status(canary)).state == "completed"
 
 
-async def test_ten_of_ten_are_dead_when_a_killed_worker_is_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("traits", [HOSTILE, (*HOSTILE, "frozen")], ids=["hostile", "frozen"])
+async def test_ten_of_ten_are_dead_when_a_killed_worker_is_back(tmp_path: Path, traits: tuple[str, ...]) -> None:
     with Arrivals(tmp_path / "ready") as arrivals:
         async with no_leaks(marks=[tmp_path.name]), open_world(tmp_path) as world:
-            await kill_batch(world, tmp_path, arrivals, 10, (sys.executable,), HOSTILE)
+            await kill_batch(world, tmp_path, arrivals, 10, (sys.executable,), traits)
 
 
 async def test_a_worker_without_rights_ends_what_its_killed_predecessor_left(tmp_path: Path) -> None:

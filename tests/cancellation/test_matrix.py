@@ -150,6 +150,7 @@ def told(status: TaskStatus) -> list[tuple[str, str | None]]:
 )
 async def test_a_cell(tmp_path: Path, reason: Reason, stage: Stage, end: End) -> None:
     work = tmp_path / "work"
+    work.mkdir()
     with trio.fail_after(LIMIT):
         async with no_leaks(work, marks=[owner_of(work), mark_of(tmp_path / "ready")], kept=["lock"]):
             (tmp_path / "workers").mkdir()

@@ -47,6 +47,7 @@ class Running:
 async def running(folder: Path, **settings: Any) -> AsyncGenerator[Running, None]:
     """It has ended when the block has, and left nothing."""
     mark, work = f"tree-{folder.name}", folder / "work"
+    work.mkdir()
     with Arrivals(folder / "ready") as arrivals:
         async with no_leaks(work, marks=[mark, owner_of(work)], kept=["lock"]), open_world(folder) as world:
             argv = command(mark, *HOSTILE, ready=arrivals.path)

@@ -5,55 +5,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
+from process_world import ENV, KINDS, OWNER, living, opened, start
 
 from worker import cgroups, proctree
 from worker.cgroups import Limits
 from worker.ports import Ports
-from worker.process import Containment, NotContained, ProcessTree, SpawnFailed, open_containment, owner_of
-
-ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
-KINDS = ["cgroup and PID namespace", "cgroup and subreaper", "PID namespace", "subreaper"]
-OWNER = "test"
-
-
-@asynccontextmanager
-async def opened(kind: str) -> AsyncGenerator[Containment, None]:
-    """Containment of that kind; the test is skipped where the machine does not permit it."""
-    async with open_containment(
-        Ports(), OWNER, use_cgroups="cgroup" in kind, use_namespaces="namespace" in kind
-    ) as containment:
-        if containment.kind != kind:
-            pytest.skip(f"this machine gives but a {containment.kind}")
-        yield containment
-
-
-async def start(tree: ProcessTree, script: str, *arguments: str, env: dict[str, str] = ENV) -> bytes:
-    """Start a shell in the tree; its first output."""
-    reader, writer = os.pipe()
-    try:
-        await tree.spawn(["sh", "-c", script, *arguments], cwd=Path("/"), env=env, output=writer)
-    finally:
-        os.close(writer)
-    async with trio.lowlevel.FdStream(reader) as output:
-        with trio.fail_after(10):
-            return bytes(await output.receive_some())
-
-
-def living(mark: str) -> list[int]:
-    """The living that have `mark` in their command lines."""
-    found = []
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if mark.encode() in words and pid != os.getpid() and proctree.is_alive(pid):
-                found.append(pid)
-    return found
+from worker.process import NotContained, ProcessTree, SpawnFailed, open_containment, owner_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,6 +27,7 @@ async def test_a_tree_that_obeys_is_gone_without_waiting_for_the_grace(kind: str
                 assert living(mark)
     assert living(mark) == []
     assert tree.ending.left >= 1
+    assert tree.ending.strayed == 0
     assert tree.ending.killed == 0
 
 
@@ -257,12 +219,18 @@ async def test_signals_to_its_own_process_group_do_not_reach_who_waits_for_a_com
 
 
 def test_a_number_that_went_to_another_is_not_signalled() -> None:
-    """It is looked up again when it is held."""
+    """It is looked at again when it is held, by when it was started."""
     with subprocess.Popen(["sleep", "60"]) as process:
-        looks = iter([{process.pid}, set[int]()])
-        assert proctree.send(lambda: next(looks), signal.SIGKILL) == set()
+        (held,) = proctree.identify(lambda: [process.pid])
+        proctree.send([held._replace(started=held.started - 1)], signal.SIGKILL)
         assert process.poll() is None
-        process.kill()
+        proctree.send([held], signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+
+def test_a_number_that_went_to_another_between_two_looks_is_nobodys() -> None:
+    looks = iter([[os.getpid()], []])
+    assert proctree.identify(lambda: next(looks)) == set()
 
 
 async def test_orphans_leave_no_zombies() -> None:
@@ -387,6 +355,7 @@ async def test_processors_are_shared_out() -> None:
 
 def test_the_owner_of_a_directory_is_the_same_by_any_path(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "other").mkdir()
     assert owner_of(tmp_path) == owner_of(tmp_path / "link" / ".") != owner_of(tmp_path / "other")
 
 

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import trio
+from process_world import cold_group
 
 from worker import cgroups, proctree
 from worker.errors import FatalWorkerFault
+from worker.orphans import MARK
 from worker.ports import Ports
-from worker.process import MARK, owner_of
+from worker.process import owner_of
 from worker.recovery import open_work_dir
 
 # A worker that is to be killed: without a namespace, so that what it starts outlives it.
@@ -37,9 +40,12 @@ trio.run(main, Path(sys.argv[1]), sys.argv[2] == "cgroups")
 """
 
 
-async def start_worker(work_dir: Path, how: str) -> trio.Process:
+async def start_worker(work_dir: Path, how: str, *before: str) -> trio.Process:
+    """Started by the command `before`, if there is one."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-c", WORKER, str(work_dir), how], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        [*before, sys.executable, "-c", WORKER, str(work_dir), how],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
     )
     assert process.stdout is not None
     with trio.fail_after(30):
@@ -66,6 +72,31 @@ async def test_what_a_killed_worker_left_is_removed(tmp_path: Path, how: str) ->
         assert [*(tmp_path / "tasks").iterdir(), *(tmp_path / "logs").iterdir()] == []
 
 
+async def test_what_is_frozen_is_removed_too(tmp_path: Path) -> None:
+    with cold_group() as cold:
+        process = await start_worker(tmp_path, "marks")
+        frozen = proctree.marked(MARK, f"{owner_of(tmp_path)}-")
+        for pid in frozen:
+            (cold / "cgroup.procs").write_text(str(pid))
+        (cold / "freezer.state").write_text("FROZEN")
+        await close(process)
+        async with open_work_dir(Ports(), tmp_path):
+            assert not [pid for pid in frozen if proctree.is_alive(pid)]
+
+
+async def test_a_child_of_what_is_left_is_removed_though_it_has_no_mark(tmp_path: Path) -> None:
+    script = "trap '' HUP TERM; env -i sh -c 'echo $$; exec sleep 1000' & wait"
+    env = {MARK: f"{owner_of(tmp_path)}-", "PATH": "/bin:/usr/bin"}
+    left = await trio.lowlevel.open_process(["sh", "-c", script], stdout=subprocess.PIPE, env=env)
+    assert left.stdout is not None
+    async with left.stdout:
+        child = int(await left.stdout.receive_some())
+        async with open_work_dir(Ports(), tmp_path):
+            assert not proctree.is_alive(left.pid)
+            assert not proctree.is_alive(child)
+        await left.wait()
+
+
 async def test_a_directory_is_one_workers_at_a_time(tmp_path: Path) -> None:
     process = await start_worker(tmp_path, "marks")
     with pytest.raises(FatalWorkerFault, match=f"in use by another worker .process {process.pid}.: give each its own"):
@@ -84,6 +115,19 @@ async def test_another_workers_processes_are_not_touched(tmp_path: Path) -> None
     await close(process)
     async with open_work_dir(Ports(), tmp_path / "one"):
         pass
+
+
+async def test_a_directory_of_the_same_path_on_another_file_system_is_another_workers(tmp_path: Path) -> None:
+    apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(tmp_path)]
+    if (await trio.run_process([*apart, "true"], check=False, capture_stderr=True)).returncode != 0:
+        pytest.skip("no mount namespace is to be had")
+    process = await start_worker(tmp_path, "marks", *apart)
+    there = proctree.descendants([process.pid])
+    async with open_work_dir(Ports(), tmp_path):
+        assert len(there) >= 2
+        assert proctree.descendants([process.pid]) == there
+    await close(process)
+    proctree.send(there, signal.SIGKILL)
 
 
 async def test_a_directory_can_be_had_again(tmp_path: Path) -> None:

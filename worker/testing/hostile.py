@@ -7,7 +7,7 @@
 
 The mark stands in the arguments of every process, by which a test finds survivors from outside of any namespace. When
 all are there, the line `hostile MARK complete` goes to stdout and to the file, or FIFO, of `--ready`. Everything ends
-by itself after `--seconds`, in case that a worker does not end it.
+by itself after `--seconds`, in case that a worker does not end it, but for who is frozen.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ TRAITS = {
     "respawn": "two processes make each other anew",
     "cgroup": "the second process moves to the root of every cgroup hierarchy that it may write",
     "env": "the environment is cleared",
+    "frozen": "one more process is in a group `hostile-MARK` of the v1 freezer, where there is one that it may write",
     "exit": "the first process ends as soon as the tree is complete, and with success",
 }
 # Unless it has the trait `mute`, the tree keeps stdout open.
 MUTE = "mute"
+# All but what leaves traces outside of the tree: the frozen one's group is for who runs it to remove.
 HOSTILE = ("orphan", "setsid", "deaf", "respawn", "cgroup", "env")
 
 _DEAF_TO = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -90,6 +92,8 @@ class _Tree:
         self.limit()
         if "cgroup" in self.traits:
             _leave_cgroups()
+        if "frozen" in self.traits:
+            _have_frozen(f"hostile-{self.mark}")
         if "respawn" in self.traits:
             self.watch(complete)
         os.write(complete, b"x")
@@ -148,19 +152,48 @@ def _close_output() -> None:
     os.close(null)
 
 
-def _leave_cgroups() -> None:
-    """Into the root of every hierarchy, of v1 and v2; where that is forbidden, it stays."""
+def _hierarchies() -> list[tuple[str, list[str]]]:
+    """Where each hierarchy of cgroups is mounted, v1 and v2, and with which options: v1's controllers among them."""
     mounts = os.open("/proc/self/mountinfo", os.O_RDONLY)
     lines = os.read(mounts, 1 << 20).decode().splitlines()
     os.close(mounts)
-    for fields in (line.split(" ") for line in lines):
-        if fields[fields.index("-") + 1].startswith("cgroup"):
-            try:
-                procs = os.open(f"{fields[4]}/cgroup.procs", os.O_WRONLY)
-                os.write(procs, b"0")
-                os.close(procs)
-            except OSError:
-                continue
+    found = [line.split(" ") for line in lines]
+    return [(each[4], each[-1].split(",")) for each in found if each[each.index("-") + 1].startswith("cgroup")]
+
+
+def _leave_cgroups() -> None:
+    """Into the root of every hierarchy; where that is forbidden, it stays."""
+    for place, _ in _hierarchies():
+        try:
+            _write(f"{place}/cgroup.procs", "0")
+        except OSError:
+            continue
+
+
+def freezer() -> str | None:
+    """Where the freezer of v1 is, if its groups may be made by this process."""
+    places = [place for place, options in _hierarchies() if "freezer" in options and os.access(place, os.W_OK)]
+    return places[0] if places else None
+
+
+def _have_frozen(group: str) -> None:
+    """Make one more process, frozen in that group; none where there is no freezer."""
+    if (place := freezer()) is None:
+        return
+    child = _fork()
+    if not child:
+        _pause()
+    os.mkdir(f"{place}/{group}")  # noqa: PTH102 - it imports next to nothing
+    _write(f"{place}/{group}/cgroup.procs", str(child))
+    _write(f"{place}/{group}/freezer.state", "FROZEN")
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
 
 
 def main(argv: list[str]) -> None:

@@ -17,8 +17,9 @@ from engines.native.files import FolderResult
 from worker import proctree
 from worker.cgroups import Limits
 from worker.errors import MalformedPayload
+from worker.orphans import MARK
 from worker.ports import Ports
-from worker.process import MARK, open_containment, owner_of
+from worker.process import open_containment, owner_of
 from worker.services import Services
 from worker.testing.runs import log_text, open_run, open_services
 
