@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,16 +26,21 @@ log = logging.getLogger("worker")
 LOCK = "lock"
 FOLDERS = ("tasks", "logs")  # with one entry for each run
 
+EndProcesses = Callable[[Ports, str], Awaitable[None]]
+
 
 @asynccontextmanager
-async def open_work_dir(ports: Ports, work_dir: Path) -> AsyncGenerator[None, None]:
+async def open_work_dir(
+    ports: Ports, work_dir: Path, end_processes: EndProcesses | None = None
+) -> AsyncGenerator[None, None]:
     """The directory, made where it is missing, is this worker's alone while the block lasts, and begins clean.
 
+    `end_processes` is what a simulation replaces: it ends what an earlier worker, by its name, has left running.
     Raises FatalWorkerFault where another worker has it or something in it cannot be ended, and OSError.
     """
     lock = await ports.run_sync(_lock, work_dir)
     try:
-        await _end_processes(ports, owner_of(work_dir))
+        await (end_processes or _end_processes)(ports, owner_of(work_dir))
         await ports.run_sync(_remove_folders, work_dir)
         yield
     finally:
