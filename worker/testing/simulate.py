@@ -14,8 +14,8 @@ from multiprocessing import get_context
 
 import click
 
+from worker.testing.simulation.seed import Outcome, simulate
 from worker.testing.simulation.variants import VARIANTS
-from worker.testing.simulation.world import Outcome, simulate
 
 HASH_SEED = "0"
 

@@ -1,6 +1,6 @@
 """Workers that are broken on purpose, each in one way: a simulation that does not catch them is worth nothing.
 
-A variant wraps what a worker is given (files, network, engine, plugin); nothing of the worker itself is replaced.
+Most wrap what a worker is given (files, network, engine). Some replace a few lines of its `TaskRun`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 import trio
 
-from worker.model import Resolution, State
-from worker.run import Run
-from worker.schema import Slice
+from worker.model import Cause, CauseKind, Resolution
+from worker.queue.models import TaskClaim
+from worker.taskrun import RECLAIM_PAUSE, TaskRun
+from worker.workshop import Workshop
 
 if TYPE_CHECKING:
     from worker.testing.simulation.engine import SimulatedSandbox
@@ -47,16 +48,76 @@ class Variant:
         """End a sandbox's process."""
         await sandbox.kill(grace)
 
-    async def finished(self, world: World, who: str, run: Run[Slice], resolution: Resolution) -> None:
-        """The end of a run, before its report."""
+    def exit_code(self, code: int) -> int:
+        """What the worker learns of a process's exit code."""
+        return code
+
+    def end_leftovers(self, ports: SimulatedPorts) -> None:
+        """End what earlier lives of a worker have left."""
+        ports.world.ledger.end_leftovers(ports.who)
+
+    def make_run(self, workshop: Workshop, claim: TaskClaim) -> TaskRun:
+        """What runs a claim."""
+        return TaskRun(workshop, claim)
 
 
 class ResolvesTwice(Variant):
-    """A failure is reported by whoever finds it, and then once more as what the run came to."""
+    """Whoever finds that a run failed reports it, though it was reported already."""
 
-    async def finished(self, world: World, who: str, run: Run[Slice], resolution: Resolution) -> None:
-        if resolution.state is State.EXCEPTION:
-            await run.queue.report_failed(run.key)
+    def make_run(self, workshop: Workshop, claim: TaskClaim) -> TaskRun:
+        return _Unguarded(workshop, claim)
+
+
+class _Unguarded(TaskRun):
+    async def _run_and_report(self) -> Resolution:
+        try:
+            return await super()._run_and_report()
+        except Exception:
+            self._reported = False
+            raise
+
+
+class IgnoresDeadline(Variant):
+    """A deadline is noticed when the queue tells of it."""
+
+    def make_run(self, workshop: Workshop, claim: TaskClaim) -> TaskRun:
+        return _Timeless(workshop, claim)
+
+
+class _Timeless(TaskRun):
+    async def _watch_deadline(self) -> None:
+        await trio.sleep_forever()
+
+
+class LosesHeart(Variant):
+    """A reclaim that fails once, for whatever reason, ends the run."""
+
+    def make_run(self, workshop: Workshop, claim: TaskClaim) -> TaskRun:
+        return _Faint(workshop, claim)
+
+
+class _Faint(TaskRun):
+    async def _reclaim(self) -> bool:
+        ours = False
+        with trio.move_on_after(RECLAIM_PAUSE):
+            ours = await super()._reclaim()
+        if not ours:
+            self.stop(Cause(CauseKind.CLAIM_LOST, "a reclaim failed"))
+        return ours
+
+
+class IgnoresExitCode(Variant):
+    """Every task that ends has succeeded."""
+
+    def exit_code(self, code: int) -> int:
+        return 0
+
+
+class ForgetsLeftovers(Variant):
+    """A worker does not look for what a killed one has left."""
+
+    def end_leftovers(self, ports: SimulatedPorts) -> None:
+        pass
 
 
 class DropsLastChunk(Variant):
@@ -133,5 +194,9 @@ VARIANTS: Mapping[str, type[Variant]] = MappingProxyType(
         "drops-last-chunk": DropsLastChunk,
         "forgets-reclaim": ForgetsReclaim,
         "leaves-child": LeavesChild,
+        "ignores-deadline": IgnoresDeadline,
+        "loses-heart": LosesHeart,
+        "ignores-exit-code": IgnoresExitCode,
+        "forgets-leftovers": ForgetsLeftovers,
     }
 )
