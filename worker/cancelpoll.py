@@ -46,11 +46,12 @@ def cause_of(runs: Sequence[RunStatus], run_id: int) -> Cause | None:
         return None
     match run.reason_resolved:
         case "canceled":
-            return Cause(CauseKind.CANCELLED, "the task was cancelled")
+            kind, message = CauseKind.CANCELLED, "the task was cancelled"
         case "deadline-exceeded":
-            return Cause(CauseKind.DEADLINE, "the task's deadline has passed")
+            kind, message = CauseKind.DEADLINE, "the task's deadline has passed"
         case reason:
-            return Cause(CauseKind.CLAIM_LOST, f"the queue has resolved this run as {run.state}/{reason}")
+            kind, message = CauseKind.CLAIM_LOST, f"the queue has resolved this run as {run.state}/{reason}"
+    return Cause(kind, message, told_by_queue=True)
 
 
 class CancelPoll:
@@ -63,6 +64,7 @@ class CancelPoll:
         self._runs = runs
         self._singly = False
         self._turns: deque[RunKey] = deque()
+        self._told = ""  # the failure that was told last
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -73,9 +75,17 @@ class CancelPoll:
             try:
                 await self._look()
             except QueueError as error:
-                log.debug("%s", error)  # The client has told it, once.
+                self._tell(str(error))
             except trio.TooSlowError:
-                log.debug("asking for cancelled tasks took longer than %g s", CALL_LIMIT)
+                self._tell(f"there was no answer within {CALL_LIMIT:g} s")
+            else:
+                self._told = ""
+
+    def _tell(self, failure: str) -> None:
+        # Once until it is another one: it may last for hours.
+        if failure != self._told:
+            self._told = failure
+            log.warning("cancelled tasks are not noticed until the next reclaim: %s", failure)
 
     async def _look(self) -> None:
         if not self._singly:

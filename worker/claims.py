@@ -120,11 +120,11 @@ class ClaimTimes:
 
 
 def claim_times(now: datetime, taken_until: datetime, kill_grace: timedelta) -> ClaimTimes:
-    """What to do in the time that is left of a claim: reclaim three minutes before its end, or after two thirds of it.
+    """When to end the run: so early that there is time for killing, though that is a half of what is left of the claim
+    at most. When to reclaim: three minutes before that, or after two thirds of the time until then.
 
-    The later of both counts, so that several attempts fit, whatever the deployment's claim timeout is. The end leaves
-    time for killing; of a claim that is shorter than that, a half.
+    The later of both counts, so that several attempts fit, whatever the deployment's claim timeout is.
     """
     left = max(timedelta(), taken_until - now)
     end_at = taken_until - min(kill_grace + END_MARGIN, left / 2)
-    return ClaimTimes(max(taken_until - RECLAIM_LEAD, now + (end_at - now) * 2 / 3), end_at)
+    return ClaimTimes(max(end_at - RECLAIM_LEAD, now + (end_at - now) * 2 / 3), end_at)

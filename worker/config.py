@@ -29,6 +29,8 @@ from worker.webhooks.config import WebhooksConfig
 CONFIG_VARIABLE = "TC_WORKER_CONFIG"
 DEFAULT_FILE = Path("tc-worker.yml")
 DEFAULT_TASK_QUEUE = "local/native"
+# A claim lasts 20 minutes by default, and one that cannot be renewed must leave time for the end of its task.
+LONGEST_KILL_GRACE = timedelta(minutes=5)
 
 # The queue's schemas (queue/v1/claim-work-request, task-queue-id) say so.
 TASK_QUEUE_PATTERN = r"^[a-zA-Z0-9-_]{1,38}/[a-z]([-a-z0-9]{0,36}[a-z0-9])?$"
@@ -90,6 +92,13 @@ class WorkerConfig(Document):
     limits: LimitsConfig = LimitsConfig()
     number_of_tasks: Annotated[int, Field(ge=0)] = 0
     idle_timeout: Duration = timedelta()
+
+    @field_validator("kill_grace")
+    @classmethod
+    def _not_long(cls, value: timedelta) -> timedelta:
+        if value > LONGEST_KILL_GRACE:
+            raise PydanticCustomError("duration", "expected 5 minutes at most")
+        return value
 
     @field_validator("cancel_poll_interval")
     @classmethod

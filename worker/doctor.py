@@ -128,7 +128,7 @@ async def _queue(config: Config, ports: Ports) -> list[Finding]:
             await service(deployment, "queue", lambda: None).call("ping", parse=_anything)
         except (QueueError, HttpError) as error:
             return [Finding("queue", Health.BAD, str(error), "check rootUrl, the network and the proxy settings")]
-        found = [Finding("queue", Health.OK, f"{config.root_url} answers"), _clock(deployment.skew)]
+        found = [Finding("queue", Health.OK, f"{config.root_url} answers"), _clock(deployment.clock.skew)]
         return [*found, await _credentials(config, deployment)]
 
 

@@ -1,4 +1,4 @@
-"""The one place that makes HTTP clients: three, since calls, long polls and transfers must not wait for one another.
+"""The one place that makes HTTP clients: one for each kind of request that must not wait for the others.
 
 httpx's pool can wedge for good when it has more callers than connections and some are cancelled soon. So each client
 admits only as many callers as it has connections; the others wait in a `CapacityLimiter` before the pool.
@@ -72,9 +72,10 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """The three clients. A long poll is silent for up to 20 s by design (facts page, `claimWork`)."""
+    """One for each client. A long poll is silent for up to 20 s by design (facts page, `claimWork`)."""
 
     control: Kind = field(default_factory=lambda: Kind(connections=16))
+    urgent: Kind = field(default_factory=lambda: Kind(connections=8))
     long_poll: Kind = field(default_factory=lambda: Kind(connections=4, stall=45.0))
     bulk: Kind = field(default_factory=lambda: Kind(connections=16, stall=60.0))
 
@@ -266,6 +267,7 @@ class HttpClients:
     """The clients of one worker, by what they are for."""
 
     control: HttpClient
+    urgent: HttpClient
     long_poll: HttpClient
     bulk: HttpClient
 
@@ -276,6 +278,7 @@ async def open_http(ports: Ports, kinds: Kinds | None = None) -> AsyncGenerator[
     kinds = kinds or Kinds()
     clients = HttpClients(
         control=HttpClient(ports, kinds.control),
+        urgent=HttpClient(ports, kinds.urgent),
         long_poll=HttpClient(ports, kinds.long_poll),
         bulk=HttpClient(ports, kinds.bulk),
     )
@@ -283,7 +286,7 @@ async def open_http(ports: Ports, kinds: Kinds | None = None) -> AsyncGenerator[
         yield clients
     finally:
         with trio.move_on_after(CLOSE_LIMIT, shield=True):
-            for client in (clients.control, clients.long_poll, clients.bulk):
+            for client in (clients.control, clients.urgent, clients.long_poll, clients.bulk):
                 await client.aclose()
 
 

@@ -34,10 +34,14 @@ class CauseKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The reason to stop a run. The first one counts; `message` is the last line of the task's log."""
+    """The reason to stop a run. The first one counts; `message` is the last line of the task's log.
+
+    `told_by_queue`: not merely by our clock, so that a report has no use any more, not even one that is under way.
+    """
 
     kind: CauseKind
     message: str
+    told_by_queue: bool = False
 
     @property
     def run_is_ours(self) -> bool:

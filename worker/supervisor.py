@@ -61,10 +61,13 @@ class Supervisor:
         config: WorkerConfig,
         workshop: Workshop,
         queue: Queue,
+        ending: Expectation,
         on_stop: Callable[[], None] = lambda: None,
         make_run: MakeRun = TaskRun,
     ) -> None:
+        """`ending` is the end of the whole worker, which gets its limits here."""
         self._config = config
+        self._ending = ending
         self._on_stop = on_stop
         self._make_run = make_run
         self._workshop = workshop
@@ -81,7 +84,6 @@ class Supervisor:
         self._changed = trio.Event()  # replaced whenever it is set
         self._asking = trio.CancelScope()
         self._tasks = trio.CancelScope()
-        self._drained: Expectation | None = None
         self._disk_is_low = False
         self._claim_is_out = False
         self._refusal = ""  # the last one that was told
@@ -97,10 +99,11 @@ class Supervisor:
             monitors.start_soon(self._watchdog.beat)
             await self._claim_and_drain()
             monitors.cancel_scope.cancel()
+        self._expect_end(0)
         return self._state.stop or StopReason.STOPPED
 
     async def _claim_and_drain(self) -> None:
-        with self._watchdog.expects("the end of all tasks") as self._drained, self._tasks:
+        with self._tasks:
             async with trio.open_nursery() as tasks:
                 reason = await self._claim_until_finished(tasks)
                 log.info("no more claims: %s; %d running", reason.value, len(self._runs))
@@ -133,15 +136,19 @@ class Supervisor:
         for run in self._runs.values():
             run.stop(Cause(CauseKind.SHUTDOWN, "the worker was told to stop"))
             run.hurry(grace)
-        # The last resort. A run that keeps to its limits has been reported by then.
+        # The last resort. A run that is ended while it executes, or later, and keeps to its limits is reported by then.
         seconds = self._config.kill_grace.total_seconds() + KILL_LIMIT + grace + report
         deadline = trio.current_time() + seconds
         if self._claim_is_out and not self._asking.cancel_called:
             deadline = max(deadline, self._asking.deadline + GIVE_BACK_LIMIT)
         self._tasks.deadline = min(self._tasks.deadline, deadline)
-        if self._drained is not None:
-            cleanup = self._config.limits.clean_up.total_seconds()
-            self._watchdog.limit(self._drained, self._tasks.deadline - trio.current_time() + cleanup)
+        self._expect_end(max(0.0, self._tasks.deadline - trio.current_time()))
+
+    def _expect_end(self, seconds: float) -> None:
+        """All runs end within so many seconds; what they and the services have to clean up has its time beyond that."""
+        hurries = self._workshop.services.hurry.is_set()
+        cleanup = ABORT_LIMIT if hurries else self._config.limits.clean_up.total_seconds()
+        self._watchdog.limit(self._ending, seconds + cleanup)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -214,7 +221,7 @@ class Supervisor:
             # Only when it was cancelled and its cleanup failed on top: nothing else gets out of a run.
             log.error("%s: its cleanup failed", run.key, exc_info=errors)
         finally:
-            if not run.settled:
+            if run.resolution is None:
                 log.error("%s: gave up waiting for it to end; the queue will see its claim expire", run.key)
             del self._runs[run.key]
             self._state.ended(trio.current_time())
@@ -281,20 +288,18 @@ async def run_worker(
         open_work_dir(ports, own.work_dir, end_processes),
         open_watchdog(own.limits.stuck.total_seconds()) as watchdog,
     ):
-        with watchdog.expects("the end of the worker's services") as ending:
+        with watchdog.expects("the end of the worker") as ending:
             async with open_http(ports) as http, open_webhooks(ports, config.webhooks) as webhooks:
                 services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)
                 deployment = Deployment(root_url, http, ports)
                 async with open_workshop(
                     config, services, deployment, extra_plugins or {}, extra_engines, watchdog
                 ) as workshop:
-                    supervisor = Supervisor(own, workshop, Queue(deployment, lambda: credentials), on_stop, make_run)
+                    queue = Queue(deployment, lambda: credentials)
+                    supervisor = Supervisor(own, workshop, queue, ending, on_stop, make_run)
                     log.info("claims from %s at %s, %d at once", own.task_queue_id, root_url, own.capacity)
                     task_status.started(supervisor)
-                    try:
-                        return await supervisor.run()
-                    finally:
-                        watchdog.limit(ending, own.limits.clean_up.total_seconds())
+                    return await supervisor.run()
 
 
 async def stop_on_signals(supervisor: Supervisor) -> None:

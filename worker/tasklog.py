@@ -90,11 +90,16 @@ class TaskLog:
                 del self._buffer[:written]
 
     async def read(self, offset: int) -> bytes:
-        """Up to 64 KiB from `offset` on; waits for them, and answers `b""` only where the closed log ends."""
-        while offset >= self.size:
-            if self.closed:
-                return b""
+        """Up to 64 KiB from `offset` on; waits for them, and answers `b""` only where the closed log ends.
+
+        Raises OSError where they cannot be brought to the file, except for the end of a closed log: that is read from
+        memory, so that a full disk does not hide what has been said of it.
+        """
+        while offset >= self.size and not self.closed:
             await self._grown.wait()
+        if offset >= self._stored and self.closed:
+            await trio.lowlevel.checkpoint()
+            return bytes(self._buffer[offset - self._stored :][:CHUNK])
         if offset >= self._stored:
             await self.flush()
         return await self._ports.run_sync(os.pread, self._descriptor, min(CHUNK, self._stored - offset), offset)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from math import inf
@@ -20,9 +20,9 @@ from typing import Any
 
 import trio
 
-from engines.base import Builder, Result
+from engines.base import Builder, Result, Sandbox
 from worker.claims import claim_times
-from worker.errors import FatalWorkerFault, MalformedPayload, WorkerFault
+from worker.errors import FatalWorkerFault, MalformedPayload
 from worker.model import Cause, CauseKind, Resolution, RunKey, Severity, State, Verdict
 from worker.outcome import classify, combine, leaves, resolve
 from worker.pluginhost import PluginHost, enter_plugins
@@ -39,6 +39,7 @@ from worker.workshop import ENGINE, Workshop
 log = logging.getLogger("worker.run")
 
 RECLAIM_PAUSE = 5.0  # seconds between attempts to reclaim, after the client's own have come to nothing
+ARTIFACTS_SHARE = 2 / 3  # of a shutdown's grace, where the log must wait for the artifacts' last remarks
 
 
 class TaskRun:
@@ -52,19 +53,24 @@ class TaskRun:
         self._credentials = Credentials.from_wire(claim.credentials)
         self._taken_until: datetime = claim.taken_until
         self._queue = Queue(workshop.deployment, lambda: self._credentials)
+        self._clock = workshop.deployment.clock
         self._limiter = workshop.limiter
+        self._end_limit = workshop.services.kill_grace + self._limiter.config.kill
         self._execution = trio.CancelScope()
         self._execution_ends: Expectation | None = None
         self._executed = False  # whether the task's own part is over
         self._dead = False  # whether nothing of it executes any more
         self._grace = inf  # seconds to save what can be saved, once it is
-        self._save_until = inf
         self._saving = trio.CancelScope()
+        self._saving_share = 1.0  # how much of the grace that scope may use
+        self._saving_since = self._saving_until = inf
         self._finished = False  # whether the log is closed, and saved if it can be
-        self._reported = False
+        self._upkeep = trio.CancelScope()
+        self._reporting = trio.CancelScope()
+        self._resolved_by_queue = False
         self.cause: Cause | None = None
         self.fatal = False  # whether the worker is to stop because of what happened here
-        self.settled = False  # whether it has ended as a run does: reported, or not to be reported
+        self.resolution: Resolution | None = None  # once it has ended as a run does: reported, or not to be reported
 
     def stop(self, cause: Cause) -> None:
         """End the execution, for the first cause that comes. What follows it goes on: uploads and report.
@@ -72,8 +78,11 @@ class TaskRun:
         A run that is lost is lost whenever that happens, so such a cause counts to the end and replaces another one.
         The others can end an execution alone: a task that has ended by itself is reported as it ended.
         """
-        if self._reported:
+        if self.resolution is not None:
             return
+        if cause.told_by_queue:
+            self._resolved_by_queue = True
+            self._reporting.cancel()
         if cause.run_is_ours:
             counts = self.cause is None and not self._executed
         else:
@@ -82,9 +91,12 @@ class TaskRun:
             log.info("%s: %s", self.key, cause.message)
             self.cause = cause
             self._execution.cancel()
-            if self._execution_ends is not None:
-                seconds = (self._workshop.services.kill_grace + self._limiter.config.kill).total_seconds()
-                self._limiter.watchdog.limit(self._execution_ends, seconds)
+            self._expect_end()
+
+    def _expect_end(self) -> None:
+        """What executes is ending, for whatever reason: if it does not end in time, the worker is stuck."""
+        if self._execution_ends is not None:
+            self._limiter.watchdog.limit(self._execution_ends, self._end_limit.total_seconds())
 
     def hurry(self, grace: float) -> None:
         """From the end of the execution on there are `grace` seconds to save log and artifacts; then it is reported."""
@@ -93,25 +105,25 @@ class TaskRun:
             self._limit_saving()
 
     def _limit_saving(self) -> None:
-        self._save_until = min(self._save_until, trio.current_time() + self._grace)
-        self._saving.deadline = self._save_until
+        if self._grace < inf:
+            now = trio.current_time()
+            self._saving_since = min(self._saving_since, now)
+            self._saving_until = min(self._saving_until, now + self._grace)
+            seconds = self._saving_until - self._saving_since
+            self._saving.deadline = self._saving_since + seconds * self._saving_share
 
     async def run(self) -> Resolution:
         """Run to the end and report it, once. Raises nothing of the run's own.
 
         Cancelled, it kills what executes (shielded, within the kill grace) and reports nothing.
         """
-        async with trio.open_nursery() as upkeep:
-            upkeep.start_soon(self._keep_claim)
-            upkeep.start_soon(self._watch_deadline)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_up)
             try:
                 resolution = await self._run_and_report()
             except Exception as error:  # noqa: BLE001 - such as no disk for a log: the run still gets its report
-                resolution = resolve(self._classify(error), self.cause)
-                if not self._reported:
-                    await self._report(resolution)
-            upkeep.cancel_scope.cancel()
-        self.settled = True
+                verdict = self._classify(error)
+                resolution = self.resolution or await self._report(resolve(verdict, self.cause))
         return resolution
 
     # What happens in order
@@ -135,10 +147,15 @@ class TaskRun:
                 host.fail(MalformedPayload(parsed.problems))
             if not host.verdicts:
                 await self._work(host, self._run_for(parsed.slices, ENGINE, tasklog))
-            await self._finish(host, tasklog)
-            resolution = resolve(combine(host.verdicts), self.cause)
-            await self._report(resolution)
-        return resolution
+            return await self._conclude(host, tasklog)
+
+    async def _conclude(self, host: PluginHost, tasklog: TaskLog) -> Resolution:
+        """Save the log and report, unless that is done."""
+        if self.resolution is not None:
+            return self.resolution
+        self._end_execution()
+        await self._finish(host, tasklog)
+        return await self._report(resolve(combine(host.verdicts), self.cause))
 
     async def _finish(self, host: PluginHost, tasklog: TaskLog) -> None:
         """Close the log and have it saved, once. What goes wrong from here on can change the report, not the log."""
@@ -146,10 +163,7 @@ class TaskRun:
             return
         self._finished = True
         resolution = resolve(combine(host.verdicts), self.cause)
-        try:
-            await _close(tasklog, resolution)
-        except OSError as error:  # a full disk, most likely: the log that there is is uploaded all the same
-            host.fail(WorkerFault(f"the log could not be written: {error.strerror}"))
+        await _close(tasklog, resolution)
         before = len(host.verdicts)
         with self._within_grace(host, "its log was saved"):
             await host.every("finished", lambda hooks: hooks.finished(resolution), self._limiter.config.finished)
@@ -159,16 +173,19 @@ class TaskRun:
     async def _judge(self, host: PluginHost, tasklog: TaskLog, result: Result | None) -> None:
         if self.cause is not None and self.cause.kind is CauseKind.SHUTDOWN:
             await self._finish(host, tasklog)
-        with self._within_grace(host, "all of its artifacts were saved"):
+        share = 1.0 if self._finished else ARTIFACTS_SHARE
+        with self._within_grace(host, "all of its artifacts were saved", share):
             await host.every("stopped", lambda hooks: hooks.stopped(result), self._limiter.config.stopped)
 
     @contextmanager
-    def _within_grace(self, host: PluginHost, what: str) -> Generator[None, None, None]:
-        """Around what saves something: it ends when the grace does, if the worker was told to stop.
+    def _within_grace(self, host: PluginHost, what: str, share: float = 1.0) -> Generator[None, None, None]:
+        """Around what saves something: it ends when that share of the grace does, if the worker was told to stop.
 
         Then the run is another worker's to do again, however it has ended here: what it made is not all there.
         """
-        with trio.CancelScope(deadline=self._save_until) as self._saving:
+        self._saving_share = share
+        with trio.CancelScope() as self._saving:
+            self._limit_saving()
             yield
         if self._saving.cancelled_caught:
             message = f"the worker was told to stop, and had no time left before {what}"
@@ -176,7 +193,10 @@ class TaskRun:
             host.verdicts.append(Verdict(Severity.SHUTDOWN, message))
 
     async def _work(self, host: PluginHost, run: Run[Any]) -> None:
-        """Everything between the plugins' scopes and the log's end; what goes wrong becomes verdicts of `host`."""
+        """From the engine's builder to the report, and the cleanup; what goes wrong becomes verdicts of `host`.
+
+        Nobody waits for the cleanup but the next task: what goes wrong there is in the worker's log alone.
+        """
         step, limits = self._limiter.scope, self._limiter.config
         engine = self._workshop.engine
         try:
@@ -187,40 +207,64 @@ class TaskRun:
                 else:
                     async with step("the engine's result", builder.result(), limits.enter, limits.clean_up) as result:
                         await self._judge(host, run.log, result)
+                await self._conclude(host, run.log)
         except Exception as error:  # noqa: BLE001 - the engine's builder or result failed
             host.fail(error)
 
     async def _execute(self, host: PluginHost, builder: Builder) -> bool:
         """Prepare, start and accompany the sandbox until it ended or a cause came; whether it was started."""
         started = False
-        prepare = self._limiter.config.prepare
+        limits = self._limiter.config
         try:
             with self._limiter.watchdog.expects(f"{self.key}: its execution") as self._execution_ends, self._execution:
                 async with trio.open_nursery() as background:
-                    background.start_soon(partial(host.each, "background", lambda hooks: hooks.background()))
-                    await host.each("prepare", lambda hooks: hooks.prepare(builder), limit=prepare)
-                    async with builder.sandbox() as sandbox, trio.open_nursery() as beside:
-                        started = True
-                        beside.start_soon(partial(host.each, "alongside", lambda hooks: hooks.alongside(sandbox)))
-                        await sandbox.wait()
-                        self._executed = True
-                        beside.cancel_scope.cancel()
+                    try:
+                        background.start_soon(partial(host.each, "background", lambda hooks: hooks.background()))
+                        await host.each("prepare", lambda hooks: hooks.prepare(builder), limit=limits.prepare)
+                        sandbox_scope = self._limiter.scope(
+                            "the engine's sandbox", builder.sandbox(), limits.prepare, self._end_limit
+                        )
+                        async with sandbox_scope as sandbox:
+                            started = True
+                            await self._accompany(host, sandbox)
+                    finally:
+                        self._expect_end()
                     background.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001 - a hook's or the sandbox's; classify says whose fault it is
             host.fail(error)
-        self._executed = self._dead = True
-        self._limit_saving()
+        self._end_execution()
         return started
 
+    async def _accompany(self, host: PluginHost, sandbox: Sandbox) -> None:
+        async with trio.open_nursery() as beside:
+            try:
+                beside.start_soon(partial(host.each, "alongside", lambda hooks: hooks.alongside(sandbox)))
+                await sandbox.wait()
+                self._executed = True
+            finally:
+                self._expect_end()
+            beside.cancel_scope.cancel()
+
+    def _end_execution(self) -> None:
+        self._executed = self._dead = True
+        self._limit_saving()
+
     # What happens beside it
+
+    async def _keep_up(self) -> None:
+        """Until the report."""
+        with self._upkeep:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_claim)
+                nursery.start_soon(self._watch_deadline)
 
     async def _keep_claim(self) -> None:
         """Reclaim in time, until the queue says that the run is no longer ours or the claim cannot be kept."""
         grace = self._workshop.services.kill_grace
         while True:
-            times = claim_times(self._workshop.deployment.server_now(), self._taken_until, grace)
-            await self._workshop.deployment.sleep_until(times.reclaim_at)
-            with trio.move_on_after(self._workshop.deployment.seconds_until(times.end_at)) as in_time:
+            times = claim_times(self._clock.now(), self._taken_until, grace)
+            await self._clock.sleep_until(times.reclaim_at)
+            with trio.move_on_after(self._clock.seconds_until(times.end_at)) as in_time:
                 if not await self._reclaim():
                     return
             if in_time.cancelled_caught:
@@ -234,7 +278,8 @@ class TaskRun:
             try:
                 claim = await self._queue.reclaim(self.key)
             except Conflict as conflict:
-                self.stop(Cause(CauseKind.CLAIM_LOST, f"the queue ended this run: {conflict.message}"))
+                message = f"the queue ended this run: {conflict.message}"
+                self.stop(Cause(CauseKind.CLAIM_LOST, message, told_by_queue=True))
                 return False
             except QueueError as error:
                 log.warning("%s: %s; it is tried again", self.key, error)
@@ -245,7 +290,7 @@ class TaskRun:
                 return True
 
     async def _watch_deadline(self) -> None:
-        await self._workshop.deployment.sleep_until(self._task.deadline)
+        await self._clock.sleep_until(self._task.deadline)
         self.stop(
             Cause(CauseKind.DEADLINE, f"the task's deadline has passed: {self._task.deadline:%Y-%m-%dT%H:%M:%SZ}")
         )
@@ -263,27 +308,35 @@ class TaskRun:
         self.fatal = self.fatal or any(isinstance(leaf, FatalWorkerFault) for leaf in leaves(error))
         return verdict
 
-    async def _report(self, resolution: Resolution) -> None:
-        """Tell the queue, for as long as the claim lasts; if it cannot be told, the claim expires there."""
-        while not self._reported:
-            if resolution.state is State.ABANDONED:
-                log.info("%s: not reported: %s", self.key, resolution.message)
-                return
-            # Reclaims go on meanwhile, so that there may be more time than at the last attempt.
-            with trio.move_on_after(self._workshop.deployment.seconds_until(self._taken_until)) as in_time:
+    async def _report(self, resolution: Resolution) -> Resolution:
+        """Settle the run: tell the queue, if it wants to know, for as long as the claim lasts.
+
+        If it cannot be told, the claim expires there.
+        """
+        if resolution.state is State.ABANDONED:
+            log.info("%s: not reported: %s", self.key, resolution.message)
+        else:
+            await self._tell_queue(resolution)
+        self.resolution = resolution
+        self._upkeep.cancel()
+        return resolution
+
+    async def _tell_queue(self, resolution: Resolution) -> None:
+        # Reclaims go on meanwhile, so that there may be more time than at the last attempt.
+        while not self._resolved_by_queue and (seconds := self._clock.seconds_until(self._taken_until)):
+            with trio.move_on_after(seconds) as self._reporting:
                 try:
                     await self._report_once(resolution)
                 except Unavailable as error:
                     log.warning("%s: %s; it is tried again", self.key, error)
-                    continue
                 except QueueError as error:
                     log.warning("%s: not reported as %s: %s", self.key, resolution, error)
                     return
-                self._reported = True
-            if in_time.cancelled_caught:
-                log.error("%s: could not be reported as %s while the claim lasted", self.key, resolution)
-                return
-        log.info("%s: %s %s", self.key, resolution, resolution.message)
+                else:
+                    log.info("%s: %s %s", self.key, resolution, resolution.message)
+                    return
+        reason = "the queue has resolved it" if self._resolved_by_queue else "it did not succeed while the claim lasted"
+        log.warning("%s: not reported as %s: %s", self.key, resolution, reason)
 
     async def _report_once(self, resolution: Resolution) -> None:
         match resolution.state:
@@ -300,7 +353,8 @@ async def _close(tasklog: TaskLog, resolution: Resolution) -> None:
     """The last line says why, where the task did not complete."""
     if resolution.state is not State.COMPLETED:
         tasklog.error(resolution.message)
-    await tasklog.close()
+    with suppress(OSError):  # What a full disk does not take is read from memory.
+        await tasklog.close()
 
 
 def _log_path(work_dir: Path, key: RunKey) -> Path:

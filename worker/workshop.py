@@ -64,7 +64,8 @@ async def open_workshop(
 
     Extra plugins are added under their names, with the defaults of their config. An extra engine is there under its
     name for a `config` that names it and has its config. Without a `watchdog` nobody watches. Raises ValueError where
-    engine and plugins do not fit together, and FatalWorkerFault where the machine lacks what one of them needs.
+    engine and plugins do not fit together, FatalWorkerFault where the machine lacks what one of them needs, and
+    WorkerFault where one of them takes too long.
     """
     engine_class = (extra_engines or {}).get(config.engine) or engines.registry.load(config.engine)
     engine = engine_class(config.engine_config, services)
@@ -77,8 +78,11 @@ async def open_workshop(
     schema = payload_schema(type(engine), {member.name: type(member.plugin) for member in ordered})
     limits = config.worker.limits
     limiter = Limiter(limits, watchdog or Watchdog(limits.stuck.total_seconds(), time.monotonic))
+    named = [("the engine", engine.worker_scope())]
+    named += [(f"plugin {member.name}", member.plugin.worker_scope()) for member in ordered]
     async with AsyncExitStack() as scopes:
-        await scopes.enter_async_context(engine.worker_scope())
-        for member in ordered:
-            await scopes.enter_async_context(member.plugin.worker_scope())
+        for name, scope in named:
+            await scopes.enter_async_context(
+                limiter.scope(f"{name}: its worker scope", scope, limits.prepare, limits.clean_up)
+            )
         yield Workshop(services, deployment, engine, ordered, schema, limiter)

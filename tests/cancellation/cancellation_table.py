@@ -80,7 +80,7 @@ CUT_OFF = End(SHUTDOWN, 1, None)
 
 TOO_LONG = End(FAILED, 1, "maximum run time")
 CRASHED = End(INTERNAL, 1, "the worker failed")
-NO_LOG = End(INTERNAL, 1, None)
+DISK_FULL = End(INTERNAL, 1, "the worker failed")
 
 NO_CLOCK = CannotBe("its clock runs beside the sandbox alone")
 NO_HOOK = CannotBe("no hook of a plugin is called while the end is reported")
@@ -103,7 +103,7 @@ ROWS: Mapping[Reason, Row] = {
     Reason.MAX_RUN_TIME: (NO_CLOCK, NO_CLOCK, NO_CLOCK, TOO_LONG, NO_CLOCK, NO_CLOCK, NO_CLOCK),
     Reason.PLUGIN_CRASH: (CRASHED, CRASHED, CRASHED, CRASHED, CRASHED, CRASHED, NO_HOOK),
     Reason.ENGINE_CRASH: (NO_ENGINE_YET, CRASHED, CRASHED, CRASHED, CRASHED, CRASHED, NO_ENGINE_ANY_MORE),
-    Reason.OUT_OF_DISK: (NO_LOG, NO_LOG, NO_LOG, NO_LOG, NO_LOG, NO_LOG, BY_ITSELF),
+    Reason.OUT_OF_DISK: (DISK_FULL, DISK_FULL, DISK_FULL, DISK_FULL, BY_ITSELF, BY_ITSELF, BY_ITSELF),
 }
 # fmt: on
 

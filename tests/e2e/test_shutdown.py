@@ -100,7 +100,7 @@ async def test_what_does_not_fit_into_the_grace_is_cut_off_and_the_run_is_report
 
 
 async def test_the_second_signal_leaves_no_grace(tmp_path: Path) -> None:
-    config = {"killGrace": "1 hour", "shutdown": {"onTerm": "abort", "grace": "1 hour"}}
+    config = {"killGrace": "5 minutes", "shutdown": {"onTerm": "abort", "grace": "1 hour"}}
     async with open_world(tmp_path) as world, world.worker(world.config(**config)) as worker:
         task_id = await world.create(shell("trap '' TERM; while :; do sleep 1; done"))
         await world.until(task_id, "running")

@@ -12,7 +12,7 @@ import trio.testing
 from worker.cancelpoll import CALL_LIMIT, JITTER, SINGLE_CALLS, CancelPoll, cause_of
 from worker.model import Cause, CauseKind, RunKey
 from worker.ports import Ports
-from worker.queue.errors import ApiError, Forbidden, NotFound, Unavailable
+from worker.queue.errors import ApiError, Forbidden, NotFound, Unauthorized, Unavailable
 from worker.queue.models import Run, TaskStatus, TaskStatusWithId
 from worker.queue.retry import RetryPolicy
 from worker.queue.services import Queue
@@ -149,6 +149,23 @@ async def test_a_failing_poll_ends_no_run_and_goes_on(autojump_clock: trio.testi
         queue.cancelled = {"task02"}
         await trio.sleep(13)
         assert runs[RunKey("task02", 0)].causes
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_that_cancelled_tasks_are_not_noticed_is_told_once_until_they_are_again(
+    hangs: bool, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    failure = Unauthorized("queue.statuses", 401, "AuthenticationFailed", "expired")
+    queue = FakeQueue()
+    async with polling(queue, 1):
+        for times_told in (1, 2):
+            queue.hangs, queue.refusal = hangs, None if hangs else failure
+            await trio.sleep(100)
+            told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+            assert len(told) == times_told
+            assert told[-1].startswith("cancelled tasks are not noticed until the next reclaim: ")
+            queue.hangs, queue.refusal = False, None
+            await trio.sleep(30)
 
 
 async def test_a_call_that_hangs_does_not_hide_what_happens_meanwhile(autojump_clock: trio.testing.MockClock) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from math import inf
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -117,7 +118,7 @@ TestClaiming = Claiming.TestCase
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@given(st.integers(1, 100_000), st.integers(0, 100))
+@given(st.integers(1, 100_000), st.integers(0, 3600))
 def test_there_is_time_to_reclaim_and_then_to_kill(seconds: int, grace: int) -> None:
     taken_until = NOW + timedelta(seconds=seconds)
     times = claim_times(NOW, taken_until, timedelta(seconds=grace))
@@ -125,10 +126,11 @@ def test_there_is_time_to_reclaim_and_then_to_kill(seconds: int, grace: int) -> 
     assert taken_until - times.end_at == min(timedelta(seconds=grace + 5), timedelta(seconds=seconds) / 2)
 
 
-def test_a_usual_claim_is_renewed_three_minutes_before_its_end() -> None:
-    times = claim_times(NOW, NOW + timedelta(minutes=20), timedelta(seconds=5))
-    assert times.reclaim_at == NOW + timedelta(minutes=17)
-    assert times.end_at == NOW + timedelta(minutes=20, seconds=-10)
+@pytest.mark.parametrize("grace", [5, 170, 300])
+def test_a_usual_claim_is_renewed_three_minutes_before_its_run_would_be_ended(grace: int) -> None:
+    times = claim_times(NOW, NOW + timedelta(minutes=20), timedelta(seconds=grace))
+    assert times.end_at == NOW + timedelta(minutes=20, seconds=-5 - grace)
+    assert times.end_at - times.reclaim_at == timedelta(minutes=3)
 
 
 def test_a_claim_that_is_over_is_renewed_now() -> None:

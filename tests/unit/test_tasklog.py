@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -12,6 +15,8 @@ from hypothesis import strategies as st
 
 from worker.ports import Ports
 from worker.tasklog import CHUNK, TaskLog, open_tasklog
+
+T = TypeVar("T")
 
 
 async def everything(log: TaskLog, offset: int = 0) -> bytes:
@@ -129,3 +134,30 @@ def test_bytes_are_whole_and_in_order_for_readers_at_any_offset(
             await log.close()
 
     trio.run(main)
+
+
+class FullDisk(Ports):
+    """Takes nothing more once it `is_full`."""
+
+    is_full = False
+
+    async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+        if self.is_full and function is os.pwrite:
+            await trio.lowlevel.checkpoint()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return await super().run_sync(function, *args)
+
+
+async def test_what_a_full_disk_did_not_take_is_read_from_memory_in_the_end(tmp_path: Path) -> None:
+    ports = FullDisk()
+    async with open_tasklog(ports, tmp_path / "log") as log:
+        await log.write(b"x" * CHUNK)
+        ports.is_full = True
+        with pytest.raises(OSError, match="No space"):
+            await log.write(b"y" * (CHUNK + 1))
+        log.error("the disk is full")
+        with pytest.raises(OSError, match="No space"):
+            await log.close()
+        whole = b"x" * CHUNK + b"y" * (CHUNK + 1) + b"[taskcluster:error] the disk is full\n"
+        assert await everything(log) == whole
+        assert await everything(log, CHUNK + 3) == whole[CHUNK + 3 :]

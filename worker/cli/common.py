@@ -112,7 +112,7 @@ def run_async(function: Callable[[], Awaitable[int]]) -> None:
 
 
 def _failure_of(error: BaseException) -> Failure | None:
-    from worker.errors import FatalWorkerFault
+    from worker.errors import FatalWorkerFault, WorkerFault
     from worker.http import HttpError
     from worker.outcome import leaves
     from worker.queue.errors import QueueError
@@ -128,7 +128,7 @@ def _failure_of(error: BaseException) -> Failure | None:
                 found = found or leaf
             case QueueError() | HttpError():
                 found = found or Failure(str(leaf), NO_QUEUE)
-            case FatalWorkerFault():
+            case FatalWorkerFault() | WorkerFault():
                 found = found or Failure(str(leaf), WORKER_FAULT)
             case OSError():
                 found = found or Failure(_os_error(leaf), WORKER_FAULT)

@@ -23,6 +23,7 @@ from worker.queue.wire import format_time
 T = TypeVar("T")
 
 SIGNED_URL_LIFETIME = 15 * 60
+MAX_PAGES = 1000  # a page has up to 1,000 entries
 
 
 class ServiceClient:
@@ -70,19 +71,23 @@ class ServiceClient:
     async def pages(
         self, method: str, *args: Any, parse: Callable[[Any], T], policy: RetryPolicy | None = None
     ) -> list[T]:
-        """Every page of a method that answers with a `continuationToken`, as `parse` makes them."""
+        """Every page of a method that answers with a `continuationToken`, as `parse` makes them.
+
+        Raises QueueError beyond `MAX_PAGES`: such an answer has no end.
+        """
 
         def with_token(document: Any) -> tuple[T, str | None]:
             return parse(document), document.get("continuationToken")
 
         result: list[T] = []
         query: dict[str, str] = {}
-        while True:
+        for _ in range(MAX_PAGES):
             page, token = await self.call(method, *args, parse=with_token, query=query, policy=policy)
             result.append(page)
             if not token:
                 return result
             query = {"continuationToken": token}
+        raise QueueError(f"{self.serviceName}.{method}", f"an answer of more than {MAX_PAGES} pages")
 
     async def _makeApiCall(self, entry: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: N802
         # Every method of the package's classes ends here.
@@ -133,7 +138,7 @@ class ServiceClient:
         signer = self.credentials()
         if signer is None:
             raise QueueError(f"{self.serviceName}.{methodName}", "no credentials to sign a URL with")
-        bewit = hawk_bewit(signer, url, expires=int(self.deployment.server_time() + lifetime))
+        bewit = hawk_bewit(signer, url, expires=int(self.deployment.clock.timestamp() + lifetime))
         return f"{url}{'&' if url.query else '?'}bewit={bewit}"
 
 

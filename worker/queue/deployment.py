@@ -6,16 +6,15 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx
 import trio
 from pydantic import ValidationError
 
-from worker.http import ConnectFailed, ConnectionLost, HttpAnswer, HttpClients, HttpError, TimedOut
+from worker.http import ConnectFailed, ConnectionLost, HttpAnswer, HttpClient, HttpClients, HttpError, TimedOut
 from worker.ports import Ports
+from worker.queue.clock import ServiceClock
 from worker.queue.credentials import Credentials, CredentialsProvider
 from worker.queue.errors import ApiError, QueueError, Unavailable, api_error
 from worker.queue.outage import Outage
@@ -27,7 +26,12 @@ T = TypeVar("T")
 # It waits up to 20 s for work, and is not idempotent: tasks of a lost answer stay claimed. Whoever claims decides.
 CLAIM_WORK = "queue.claimWork"
 
-NOTABLE_SKEW = 2.0  # seconds: a `Date` has no fractions, and the answer takes its time
+# By these a run is kept, ended and reported: they wait for no other call, as for artifacts of a queue that hangs.
+URGENT = frozenset(
+    f"queue.{method}"
+    for method in ("statuses", "status", "reclaimTask", "reportCompleted", "reportFailed", "reportException")
+)
+
 STALE_AFTER = 60.0  # seconds of clock difference that may explain a 401; services allow 15 minutes
 
 
@@ -45,7 +49,7 @@ class Call:
 class Deployment:
     """The services behind one root URL: what all clients of it share, whosever credentials they use.
 
-    That is the HTTP clients, the retry policy, the difference of the clocks, and whether an outage was told already.
+    That is the HTTP clients, the retry policy, the services' clock, and whether an outage was told already.
     """
 
     def __init__(self, root_url: str, http: HttpClients, ports: Ports, policy: RetryPolicy | None = None) -> None:
@@ -53,30 +57,8 @@ class Deployment:
         self.http = http
         self.ports = ports
         self.policy = policy or RetryPolicy()
-        # Seconds that the services' clock is ahead of ours, as the `Date` of their answers says.
-        self.skew = 0.0
-        self._clock_was_set = trio.Event()  # replaced whenever it is set
+        self.clock = ServiceClock(ports)
         self._outages: defaultdict[str, Outage] = defaultdict(Outage)
-
-    def server_time(self) -> float:
-        """The time on the services' clock, in seconds since 1970, as well as it is known."""
-        return self.ports.now().timestamp() + self.skew
-
-    def server_now(self) -> datetime:
-        """The services' clock, for comparing with times of theirs. A difference that their seconds hide is none."""
-        skew = self.skew if abs(self.skew) >= NOTABLE_SKEW else 0.0
-        return self.ports.now() + timedelta(seconds=skew)
-
-    def seconds_until(self, moment: datetime) -> float:
-        """How long it is to a time of the services', 0 where it has passed."""
-        return max(0.0, (moment - self.server_now()) / timedelta(seconds=1))
-
-    async def sleep_until(self, moment: datetime) -> None:
-        """Until a time of the services', also when it is learnt meanwhile that their clock is another one."""
-        while seconds := self.seconds_until(moment):
-            # Our own clock may be set too, which nothing tells: an hour at most is slept in error.
-            with trio.move_on_after(min(seconds, 3600)):
-                await self._clock_was_set.wait()
 
     async def perform(
         self, call: Call, credentials: CredentialsProvider, parse: Callable[[Any], T], policy: RetryPolicy
@@ -108,12 +90,12 @@ class Deployment:
 
     async def _attempt(self, call: Call, credentials: CredentialsProvider, parse: Callable[[Any], T]) -> T | Transient:
         signer = credentials()
-        skew = self.skew
+        skew = self.clock.skew
         try:
-            answer = await self._send(call, signer)
-            if answer.status == 401 and abs(self.skew - skew) > STALE_AFTER:
-                # The service's own clock has just been learnt: sign once more, by that.
-                answer = await self._send(call, signer)
+            answer = await self._send(call, signer, skew)
+            if answer.status == 401 and abs(self.clock.claimed_skew - skew) > STALE_AFTER:
+                # The service has just told its own clock: sign once more, by that.
+                answer = await self._send(call, signer, self.clock.claimed_skew)
         except (ConnectFailed, ConnectionLost, TimedOut) as error:
             return Transient(str(error))
         except HttpError as error:
@@ -131,38 +113,28 @@ class Deployment:
         except (ValueError, RecursionError) as error:
             return Transient(f"status {answer.status} with nonsense: {_complaint(error)}")
 
-    async def _send(self, call: Call, signer: Credentials | None) -> HttpAnswer:
+    async def _send(self, call: Call, signer: Credentials | None, skew: float) -> HttpAnswer:
         headers = {"Accept": "application/json"}
         if call.content is not None:
             headers["Content-Type"] = "application/json"
         if signer is not None:
             try:
+                timestamp = int(self.ports.now().timestamp() + skew)
                 headers["Authorization"] = hawk_header(
-                    signer, call.verb, call.url, timestamp=int(self.server_time()), nonce=self.ports.token(6)
+                    signer, call.verb, call.url, timestamp=timestamp, nonce=self.ports.token(6)
                 )
             except ValueError:
                 raise QueueError(call.name, f"the credentials of {signer.client_id!r} cannot sign") from None
-        client = self.http.long_poll if call.name == CLAIM_WORK else self.http.control
         sent = self.ports.now()
-        answer = await client.request(call.verb, call.url, headers=headers, content=call.content)
+        answer = await self._client(call.name).request(call.verb, call.url, headers=headers, content=call.content)
         if not is_transient(answer.status):
-            self._learn_skew(sent, answer.headers.get("Date"))
+            self.clock.learn(sent, answer.headers.get("Date"))
         return answer
 
-    def _learn_skew(self, sent: datetime, date: str | None) -> None:
-        try:
-            moment = parsedate_to_datetime(date or "")
-        except ValueError:
-            return
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        # It was written, by their clock, between the moment that it tells, to the second, and our receiving it. What is
-        # known already holds unless that contradicts it: an answer that was long on its way tells little.
-        least = (moment - self.ports.now()) / timedelta(seconds=1)
-        most = (moment - sent) / timedelta(seconds=1) + 1
-        before, self.skew = self.skew, min(max(self.skew, least), most)
-        if abs(self.skew - before) >= NOTABLE_SKEW:
-            self._clock_was_set.set()
-            self._clock_was_set = trio.Event()
+    def _client(self, name: str) -> HttpClient:
+        if name == CLAIM_WORK:
+            return self.http.long_poll
+        return self.http.urgent if name in URGENT else self.http.control
 
 
 def _document(call: Call, body: bytes) -> Any:

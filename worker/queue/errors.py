@@ -60,7 +60,7 @@ def api_error(method: str, status: int, body: bytes, secrets: tuple[str | None, 
     """The error that an answer stands for; `secrets` are struck out of the service's text."""
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         document = {}

@@ -13,7 +13,7 @@ import pytest
 import taskcluster
 import trio
 import trio.testing
-from queue_world import CREDENTIALS, NOW, ROOT_URL, ScriptedPorts, answers, date_header, scripted
+from queue_world import CREDENTIALS, NOW, ROOT_URL, answers, date_header, scripted
 from taskcluster.exceptions import TaskclusterFailure
 from trio.testing import MockClock
 
@@ -148,7 +148,7 @@ async def test_refusal_is_final(status: int) -> None:
     assert str(caught.value) == f"queue.status: {status} SomeCode: no"
 
 
-@pytest.mark.parametrize("body", [b"", b"Cannot GET /", b"[]", b"null", b'{"error": "Not found"}'])
+@pytest.mark.parametrize("body", [b"", b"Cannot GET /", b"[]", b"null", b'{"error": "Not found"}', b"[" * 100_000])
 async def test_refusal_need_not_be_json(body: bytes) -> None:
     handle, _ = answers(httpx.Response(404, content=body))
     async with scripted(handle) as deployment:
@@ -188,49 +188,6 @@ async def test_retries_use_the_credentials_of_the_moment(autojump_clock: MockClo
     async with scripted(handle) as deployment:
         await service(deployment, "queue", lambda: current).ping()
     assert ['id="old"' in seen[0], 'id="new"' in seen[1]] == [True, True]
-
-
-async def test_clock_that_is_off_is_learnt_from_the_first_refusal() -> None:
-    offset = timedelta(hours=3)
-    stale = httpx.Response(401, headers=date_header(offset), json={"code": "AuthenticationFailed", "message": "Stale"})
-    handle, seen = answers(stale, PONG)
-    async with scripted(handle) as deployment:
-        await service(deployment, "queue", lambda: CREDENTIALS).ping()
-        assert deployment.skew == pytest.approx(offset.total_seconds(), abs=1)
-    assert f'ts="{int(NOW.timestamp() + offset.total_seconds())}"' in seen[1].headers["Authorization"]
-
-
-async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock() -> None:
-    async def handle(request: httpx.Request) -> httpx.Response:
-        ports = deployment.ports
-        assert isinstance(ports, ScriptedPorts)
-        answer = httpx.Response(200, headers=date_header(ports.moment - NOW), json={"alive": True})
-        ports.moment += timedelta(minutes=1)
-        return answer
-
-    async with scripted(handle) as deployment:
-        await service(deployment, "queue", lambda: CREDENTIALS).ping()
-        assert deployment.skew == 0
-
-
-async def test_who_sleeps_until_a_time_of_the_queues_learns_of_its_clock(autojump_clock: MockClock) -> None:
-    handle, _ = answers(httpx.Response(200, headers=date_header(timedelta(hours=3)), json={"alive": True}))
-    async with scripted(handle) as deployment, trio.open_nursery() as nursery:
-        nursery.start_soon(deployment.sleep_until, NOW + timedelta(hours=2))
-        await trio.testing.wait_all_tasks_blocked()
-        await service(deployment, "queue", lambda: CREDENTIALS).ping()
-    assert trio.current_time() < 60
-
-
-async def test_wrong_credentials_are_not_blamed_on_the_clock() -> None:
-    offset = timedelta(hours=3)
-    refused = httpx.Response(401, headers=date_header(offset), json={"code": "AuthenticationFailed", "message": "bad"})
-    handle, seen = answers(refused)
-    async with scripted(handle) as deployment:
-        for attempts in (2, 3):
-            with pytest.raises(Unauthorized):
-                await service(deployment, "queue", lambda: CREDENTIALS).ping()
-            assert len(seen) == attempts
 
 
 @pytest.mark.parametrize("status", [401, 403, 503])
@@ -359,3 +316,28 @@ async def test_cancelled_call_ends_at_once(autojump_clock: MockClock) -> None:
 
 def test_errors_of_the_border_are_ours() -> None:
     assert not issubclass(ConnectFailed, QueueError | httpx.HTTPError)
+
+
+async def test_pages_without_end_are_an_error() -> None:
+    handle, _ = answers(httpx.Response(200, json={"artifacts": [], "continuationToken": "again"}))
+    async with scripted(handle) as deployment:
+        client = service(deployment, "queue", lambda: CREDENTIALS)
+        with pytest.raises(QueueError, match=r"queue\.listLatestArtifacts: an answer of more than 1000 pages"):
+            await client.pages("listLatestArtifacts", TASK_ID, parse=lambda document: document)
+
+
+async def test_what_keeps_and_ends_a_run_waits_for_no_other_call(autojump_clock: MockClock) -> None:
+    async def handle(request: httpx.Request) -> httpx.Response:
+        if "artifacts" in request.url.path:
+            await trio.sleep_forever()
+        return httpx.Response(409, json={"code": "RequestConflict", "message": "gone"})
+
+    async with scripted(handle) as deployment, trio.open_nursery() as nursery:
+        client = service(deployment, "queue", lambda: CREDENTIALS)
+        for number in range(100):
+            nursery.start_soon(client.listArtifacts, TASK_ID, str(number))
+        await trio.testing.wait_all_tasks_blocked()
+        for method in ("reclaimTask", "reportCompleted", "reportFailed"):
+            with trio.fail_after(1), pytest.raises(Conflict):
+                await getattr(client, method)(TASK_ID, "0")
+        nursery.cancel_scope.cancel()

@@ -12,8 +12,8 @@ from worker.testing.simulation import limits
 if TYPE_CHECKING:
     from worker.testing.simulation.world import World
 
-FOLDER, SANDBOX, PROCESS, HOOKS = "task directory", "sandbox", "process", "plugin"
-INSIDE = {HOOKS: (FOLDER, SANDBOX, PROCESS), FOLDER: (SANDBOX, PROCESS), SANDBOX: (PROCESS,)}
+PLACE, FOLDER, SANDBOX, PROCESS, HOOKS = "place", "task directory", "sandbox", "process", "plugin"
+INSIDE = {PLACE: (HOOKS, FOLDER), HOOKS: (FOLDER,), FOLDER: (SANDBOX,), SANDBOX: (PROCESS,)}
 
 
 class Ledger:
@@ -36,7 +36,7 @@ class Ledger:
             self._world.history.fail("a run has one of each", f"{who} {key} {what}")
         self._open[who, key, what] = self._world.time()
         self._tell()
-        taken = len({run for owner, run, kind in self._open if owner == who and kind in {FOLDER, SANDBOX}})
+        taken = len(self.running(who))
         capacity = self._world.plan_for(who).capacity
         if taken > capacity:
             self._world.history.fail("capacity is never exceeded", f"{who} has {taken} runs open of {capacity}")
@@ -52,7 +52,7 @@ class Ledger:
         for inside in INSIDE.get(what, ()):
             if (who, key, inside) in self._open:
                 self._world.history.fail("nothing outlives its run", f"{who} {key}: {inside} after its {what}")
-        if what == HOOKS and (key, "enter") not in self._world.troubled:
+        if what == PLACE:
             self._world.witness.gave_back(who, key)
 
     def died(self, who: str, *, leaves: bool) -> None:

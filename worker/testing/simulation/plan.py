@@ -100,7 +100,9 @@ def _with_long_outage(rng: random.Random, plan: Plan) -> Plan:
     script = {"lines": 3, "seconds": rng.uniform(900, 2500)}
     long = TaskPlan(1.5, 7200.0, {"maxRunTime": 3000, "sim": script})
     outage = Event(rng.uniform(370, 390), "outage", 0, 150.0, how)
-    return replace(plan, claim_timeout=600.0, calm_at=700.0, tasks=(*plan.tasks, long), events=(outage,), rates={})
+    workers = tuple(replace(worker, capacity=worker.capacity + 1) for worker in plan.workers)  # one place is taken
+    tasks = (*plan.tasks, long)
+    return replace(plan, claim_timeout=600.0, calm_at=700.0, workers=workers, tasks=tasks, events=(outage,), rates={})
 
 
 def _worker(rng: random.Random, number: int) -> WorkerPlan:

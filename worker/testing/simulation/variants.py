@@ -19,6 +19,7 @@ import trio
 from worker.model import Cause, CauseKind, Resolution
 from worker.queue.models import TaskClaim
 from worker.taskrun import RECLAIM_PAUSE, TaskRun
+from worker.testing.simulation.watchedrun import WatchedRun
 from worker.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Variant:
 
     def make_run(self, workshop: Workshop, claim: TaskClaim) -> TaskRun:
         """What runs a claim."""
-        return TaskRun(workshop, claim)
+        return WatchedRun(workshop, claim)
 
 
 class ResolvesTwice(Variant):
@@ -68,12 +69,12 @@ class ResolvesTwice(Variant):
         return _Unguarded(workshop, claim)
 
 
-class _Unguarded(TaskRun):
+class _Unguarded(WatchedRun):
     async def _run_and_report(self) -> Resolution:
         try:
             return await super()._run_and_report()
         except Exception:
-            self._reported = False
+            self.resolution = None
             raise
 
 
@@ -84,7 +85,7 @@ class IgnoresDeadline(Variant):
         return _Timeless(workshop, claim)
 
 
-class _Timeless(TaskRun):
+class _Timeless(WatchedRun):
     async def _watch_deadline(self) -> None:
         await trio.sleep_forever()
 
@@ -96,7 +97,7 @@ class LosesHeart(Variant):
         return _Faint(workshop, claim)
 
 
-class _Faint(TaskRun):
+class _Faint(WatchedRun):
     async def _reclaim(self) -> bool:
         ours = False
         with trio.move_on_after(RECLAIM_PAUSE):
