@@ -27,7 +27,7 @@ AFTER = (
     "truncated answer",
     "nonsense answer",
 )
-DATES = ("date is missing", "date is off", "date is nonsense")
+DATES = ("date is missing", "date is off", "date is nonsense", "date is hours off", "date is beyond all bounds")
 AT_STORAGE = ("storage 400", "storage 403", "storage 500", "storage stalls")
 
 # The status of what is answered before the request reaches the queue or its storage.
@@ -49,6 +49,12 @@ NONSENSE = (
     b"",
     b'{"status": 7}',
     b"\xff\xfe",
+    b"[" * 100_000,  # more in one another than a parser can follow
+)
+BEYOND = (
+    b"Fri, 31 Dec 9999 23:59:59 GMT",
+    b"Mon, 01 Jan 0001 00:00:00 +2300",
+    b"Thu, 01 Jan 99999999999999999999 00:00:00 GMT",
 )
 
 LONGEST_WAY_BACK = 20.0  # seconds that an answer takes: a claim must not be over when the worker hears of it
@@ -79,7 +85,7 @@ def draw(chaos: Chaos, *, to_storage: bool) -> Fate:
     return fate
 
 
-def dated(headers: Headers, fault: str) -> Headers:
+def dated(headers: Headers, fault: str, chaos: Chaos) -> Headers:
     """The headers of an answer, with what a proxy makes of its Date."""
     date = next((value for name, value in headers if name == b"date"), b"")
     others = [(name, value) for name, value in headers if name != b"date"]
@@ -88,7 +94,10 @@ def dated(headers: Headers, fault: str) -> Headers:
             return others
         case "date is nonsense":
             return [*others, (b"date", b"yesterday")]
-        case "date is off":
-            earlier = parsedate_to_datetime(date.decode()) - timedelta(seconds=1)
-            return [*others, (b"date", format_datetime(earlier, usegmt=True).encode())]
+        case "date is beyond all bounds":
+            return [*others, (b"date", chaos.one(BEYOND))]
+        case "date is off" | "date is hours off":
+            seconds = -1.0 if fault == "date is off" else chaos.random.uniform(-30_000, 30_000)
+            told = parsedate_to_datetime(date.decode()) + timedelta(seconds=seconds)
+            return [*others, (b"date", format_datetime(told, usegmt=True).encode())]
     return headers
