@@ -17,10 +17,8 @@ import httpx
 import trio
 
 from worker.model import Cause, CauseKind, Resolution
-from worker.queue.models import TaskClaim
-from worker.taskrun import RECLAIM_PAUSE, TaskRun
+from worker.taskrun import RECLAIM_PAUSE
 from worker.testing.simulation.watchedrun import WatchedRun
-from worker.workshop import Workshop
 
 if TYPE_CHECKING:
     from worker.testing.simulation.engine import SimulatedSandbox
@@ -32,6 +30,8 @@ T = TypeVar("T")
 
 class Variant:
     """The worker as it is."""
+
+    make_run: type[WatchedRun] = WatchedRun
 
     def run_sync(self, ports: SimulatedPorts, function: Callable[..., T], *args: object) -> T:
         """Perform a call on files."""
@@ -57,17 +57,6 @@ class Variant:
         """End what earlier lives of a worker have left."""
         ports.world.ledger.end_leftovers(ports.who)
 
-    def make_run(self, workshop: Workshop, claim: TaskClaim) -> TaskRun:
-        """What runs a claim."""
-        return WatchedRun(workshop, claim)
-
-
-class ResolvesTwice(Variant):
-    """Whoever finds that a run failed reports it, though it was reported already."""
-
-    def make_run(self, workshop: Workshop, claim: TaskClaim) -> TaskRun:
-        return _Unguarded(workshop, claim)
-
 
 class _Unguarded(WatchedRun):
     async def _run_and_report(self) -> Resolution:
@@ -78,11 +67,22 @@ class _Unguarded(WatchedRun):
             raise
 
 
-class IgnoresDeadline(Variant):
-    """A deadline is noticed when the queue tells of it."""
+class ResolvesTwice(Variant):
+    """Whoever finds that a run failed reports it, though it was reported already."""
 
-    def make_run(self, workshop: Workshop, claim: TaskClaim) -> TaskRun:
-        return _Timeless(workshop, claim)
+    make_run = _Unguarded
+
+
+class _Unsure(WatchedRun):
+    async def _report_once(self, resolution: Resolution) -> None:
+        await super()._report_once(resolution)
+        await super()._report_once(resolution)
+
+
+class ReportsAgain(Variant):
+    """A report that was taken is sent once more."""
+
+    make_run = _Unsure
 
 
 class _Timeless(WatchedRun):
@@ -90,11 +90,22 @@ class _Timeless(WatchedRun):
         await trio.sleep_forever()
 
 
-class LosesHeart(Variant):
-    """A reclaim that fails once, for whatever reason, ends the run."""
+class IgnoresDeadline(Variant):
+    """A deadline is noticed when the queue tells of it."""
 
-    def make_run(self, workshop: Workshop, claim: TaskClaim) -> TaskRun:
-        return _Faint(workshop, claim)
+    make_run = _Timeless
+
+
+class _Lenient(WatchedRun):
+    def stop(self, cause: Cause) -> None:
+        if cause.kind is not CauseKind.MAX_RUN_TIME:
+            super().stop(cause)
+
+
+class IgnoresMaxRunTime(Variant):
+    """A task runs for as long as it likes."""
+
+    make_run = _Lenient
 
 
 class _Faint(WatchedRun):
@@ -105,6 +116,35 @@ class _Faint(WatchedRun):
         if not ours:
             self.stop(Cause(CauseKind.CLAIM_LOST, "a reclaim failed"))
         return ours
+
+
+class LosesHeart(Variant):
+    """A reclaim that fails, for whatever reason, ends the run."""
+
+    make_run = _Faint
+
+
+class Quits(Variant):
+    """A worker ends when a claim fails."""
+
+    def transport(self, ports: SimulatedPorts, inner: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
+        return _Offended(ports, inner)
+
+
+class _Offended(httpx.AsyncBaseTransport):
+    def __init__(self, ports: SimulatedPorts, inner: httpx.AsyncBaseTransport) -> None:
+        self._ports = ports
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._inner.handle_async_request(request)
+        except httpx.HTTPError:
+            if "/claim-work/" in request.url.path:
+                for keeper in self._ports.world.keepers:
+                    if keeper.life is not None and keeper.life.ports is self._ports and keeper.life.supervisor:
+                        keeper.life.supervisor.abort()
+            raise
 
 
 class IgnoresExitCode(Variant):
@@ -195,6 +235,9 @@ VARIANTS: Mapping[str, type[Variant]] = MappingProxyType(
         "drops-last-chunk": DropsLastChunk,
         "forgets-reclaim": ForgetsReclaim,
         "leaves-child": LeavesChild,
+        "reports-again": ReportsAgain,
+        "ignores-max-run-time": IgnoresMaxRunTime,
+        "quits": Quits,
         "ignores-deadline": IgnoresDeadline,
         "loses-heart": LosesHeart,
         "ignores-exit-code": IgnoresExitCode,
