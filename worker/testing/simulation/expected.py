@@ -41,10 +41,12 @@ def check_report(world: World, key: RunKey, plan: TaskPlan, report: str, *, faul
     if not faultless:
         return
     allowed = {wanted}
-    if world.witness.runs[key].who in world.told:
+    who = world.witness.runs[key].who
+    if who in world.told or who in world.broken_for_good:
         allowed.add(SHUTDOWN)
-        if key not in world.ledger.ended and wanted in {"completed", "failed"} and not is_too_long(plan):
-            allowed = {SHUTDOWN}  # It was ended before it could tell.
+    by_itself = wanted in {"completed", "failed"} and not is_too_long(plan)
+    if who in world.told and by_itself and key not in world.ledger.ended:
+        allowed = {SHUTDOWN}  # It was ended before it could tell.
     if world.plan.has_outage:
         allowed.add("exception/resource-unavailable")
     if report not in allowed:

@@ -47,7 +47,7 @@ class Network:
         self._nursery = nursery
         self._open: dict[Exchange, str] = {}
         self._cut: set[str] = set()
-        self._dated: set[str] = set()  # who knows the queue's clock
+        self.dated: dict[str, float] = {}  # since when somebody knows the queue's clock
         self._haunted: set[object] = set()  # what began among faults and is still under way
         self._cleared = trio.Event()
         self.outage = ""  # how the queue cannot be reached: refused, silent, 503; empty: it can
@@ -191,7 +191,7 @@ class Network:
             return httpx.Response(200 if nonsense else 502, stream=httpx.ByteStream(content), request=request)
         if self._befalls(fate, "reset after commit"):
             raise httpx.ReadError("connection reset", request=request)
-        if fate.date == "date is hours off" and sent.who not in self._dated:
+        if fate.date == "date is hours off" and sent.who not in self.dated:
             fate.date = ""  # The first answer is believed: nobody can know better.
         if fate.date:
             self._world.chaos.counted(fate.date)
@@ -229,7 +229,7 @@ class Network:
     def arrived(self, exchange: Exchange, sent: Sent, fate: Fate, status: int, body: bytes) -> None:
         """The client has all of an answer."""
         if fate.date in {"", "date is off"}:
-            self._dated.add(sent.who)
+            self.dated.setdefault(sent.who, self._world.time())
         self._world.witness.arrived(sent, status, body)
         self._close(exchange)
 

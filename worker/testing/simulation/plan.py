@@ -94,8 +94,9 @@ def _with_long_outage(rng: random.Random, plan: Plan) -> Plan:
     """Nothing else goes wrong. Either a claim lasts just longer, or the worker must not wait for hours afterwards."""
     how = rng.choice(OUTAGES)
     if rng.random() < 0.5:
-        events = (*plan.events, Event(5.0, "outage", 0, 3000.0, how))
-        return replace(plan, calm_at=3100.0, events=events, rates={})
+        length = rng.uniform(5000, 9000)
+        events = (*plan.events, Event(5.0, "outage", 0, length, how))
+        return replace(plan, calm_at=length + 100.0, events=events, rates={})
     # It is reclaimed after about 400 s, and the claim is over after 600 s: the first attempts come to nothing.
     script = {"lines": 3, "seconds": rng.uniform(900, 2500)}
     long = TaskPlan(1.5, 7200.0, {"maxRunTime": 3000, "sim": script})

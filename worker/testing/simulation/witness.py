@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -76,6 +77,8 @@ class Witness:
         seen, now = self.runs.get(key), self._world.time()
         if seen is None or seen.reports or seen.lost_at is not None or who in self._world.told:
             return
+        if seen.arrived_at is None or seen.arrived_at < self._world.network.dated.get(who, math.inf):
+            return  # It had no way to know what time it was for the queue.
         latest = min(seen.taken_until, self._world.deadlines[key.task_id]) - self._world.plan_for(who).kill_grace
         if now < latest - limits.GIVEN_UP and key.task_id not in self._world.cancelled:
             self._world.history.fail("a run is not given up while it can be kept", f"{who} {key}")
