@@ -49,7 +49,7 @@ def simulate(seed: int, variant: str = "none", *, all_lines: bool = False, secon
     """
     with TemporaryDirectory(prefix="simulation-") as name, _engine_installed(Path(name)), _reproducible(seed):
         world = World(plan_of(seed), VARIANTS[variant](), Path(name))
-        history, where = world.history, []
+        history, where = world.history, list[str]()
         try:
             with _heard(history, name), _limited(seconds):
                 trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -57,7 +57,7 @@ def simulate(seed: int, variant: str = "none", *, all_lines: bool = False, secon
             raise
         except BaseException as error:  # noqa: BLE001 - the seed is to be told, whatever it is
             history.fail("the simulation comes to its end", describe(error))
-            where = traceback.format_exception(error)
+            where = "".join(traceback.format_exception(error)).splitlines()
     tail = history.tail() + where if history.broken or all_lines else []
     return Outcome(seed, history.broken, history.digest, history.count, world.chaos.counts, tail)
 

@@ -213,6 +213,22 @@ class _Forgetful(httpx.AsyncBaseTransport):
         return {name: value for name, value in claim.items() if name != "task"} | {"takenUntil": until.isoformat()}
 
 
+class Hangs(Variant):
+    """To end a sandbox takes for ever."""
+
+    async def kill(self, world: World, sandbox: SimulatedSandbox, grace: float) -> None:
+        await sandbox.kill(grace)
+        await trio.sleep_forever()
+
+
+class Spins(Variant):
+    """The event loop is blocked for good."""
+
+    def exit_code(self, code: int) -> int:
+        while True:
+            pass
+
+
 class LeavesChild(Variant):
     """Now and then a process is left running when its sandbox is killed."""
 
@@ -238,6 +254,8 @@ VARIANTS: Mapping[str, type[Variant]] = MappingProxyType(
         "reports-again": ReportsAgain,
         "ignores-max-run-time": IgnoresMaxRunTime,
         "quits": Quits,
+        "hangs": Hangs,
+        "spins": Spins,
         "ignores-deadline": IgnoresDeadline,
         "loses-heart": LosesHeart,
         "ignores-exit-code": IgnoresExitCode,
