@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import httpx
 import trio
+import trio.testing
 
 from engines.base import Builder, Result, Sandbox
 from engines.native import Native
@@ -335,6 +336,7 @@ async def test_nothing_is_started_when_a_cause_came_while_a_hook_could_not_be_en
         options: dict[str, Any] = {"extra_plugins": {"stubborn": Stubborn}, "extra_engines": {"native": Noticing}}
         async with working(world, world.config(), **options) as worker:
             await preparing.wait()
+            await trio.testing.wait_all_tasks_blocked()  # The other plugins have prepared.
             worker.supervisor.stop()
             stopped.set()
         assert resolved(await world.queue.status(task_id))[0] == ("exception", "worker-shutdown")

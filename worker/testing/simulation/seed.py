@@ -53,9 +53,7 @@ def simulate(seed: int, variant: str = "none", *, all_lines: bool = False, secon
         try:
             with _heard(history, name), _limited(seconds):
                 trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - the seed is to be told, whatever it is
+        except (Exception, BaseExceptionGroup, _TooLong) as error:  # noqa: BLE001 - the seed is to be told
             history.fail("the simulation comes to its end", describe(error))
             where = "".join(traceback.format_exception(error)).splitlines()
     tail = history.tail() + where if history.broken or all_lines else []
