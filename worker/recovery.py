@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,39 +29,11 @@ log = logging.getLogger("worker")
 LOCK = "lock"
 FOLDERS = ("tasks", "logs")  # with one entry for each run
 
-
-@asynccontextmanager
-async def open_work_dir(ports: Ports, work_dir: Path) -> AsyncGenerator[None, None]:
-    """The directory, made where it is missing, is this worker's alone while the block lasts, and begins clean.
-
-    Raises FatalWorkerFault where another worker has it or something in it cannot be ended, and OSError.
-    """
-    lock = await ports.run_sync(_lock, work_dir)
-    try:
-        await _end_processes(ports, await ports.run_sync(owner_of, work_dir))
-        await ports.run_sync(_remove_folders, work_dir)
-        yield
-    finally:
-        os.close(lock)
+EndProcesses = Callable[[Ports, str], Awaitable[None]]
 
 
-def _lock(work_dir: Path) -> int:
-    work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(work_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 20, 0).decode().strip()
-        os.close(descriptor)
-        raise FatalWorkerFault(
-            f"worker.workDir, {work_dir}, is in use by another worker (process {holder}): give each its own"
-        ) from None
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
-
-
-async def _end_processes(ports: Ports, owner: str) -> None:
+async def end_leftovers(ports: Ports, owner: str) -> None:
+    """End what an earlier worker of that name has left running. Raises FatalWorkerFault where that cannot be done."""
     if not await ports.run_sync(proctree.is_told):
         return
     freezer = await ports.run_sync(own_freezer)
@@ -98,6 +70,40 @@ def _remove_groups(owner: str) -> None:
             cgroups.remove(group)
         except OSError as error:
             log.warning("a cgroup of an earlier worker could not be removed: %s", error)
+
+
+@asynccontextmanager
+async def open_work_dir(
+    ports: Ports, work_dir: Path, end_processes: EndProcesses = end_leftovers
+) -> AsyncGenerator[None, None]:
+    """The directory, made where it is missing, is this worker's alone while the block lasts, and begins clean.
+
+    `end_processes` is what a simulation replaces. Raises FatalWorkerFault where another worker has the directory or
+    something in it cannot be ended, and OSError.
+    """
+    lock = await ports.run_sync(_lock, work_dir)
+    try:
+        await end_processes(ports, await ports.run_sync(owner_of, work_dir))
+        await ports.run_sync(_remove_folders, work_dir)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(work_dir: Path) -> int:
+    work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(work_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 20, 0).decode().strip()
+        os.close(descriptor)
+        raise FatalWorkerFault(
+            f"worker.workDir, {work_dir}, is in use by another worker (process {holder}): give each its own"
+        ) from None
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
 
 
 def _remove_folders(work_dir: Path) -> None:

@@ -31,7 +31,7 @@ from worker.queue.deployment import Deployment
 from worker.queue.errors import ApiError, QueueError
 from worker.queue.models import TaskClaim
 from worker.queue.services import Queue
-from worker.recovery import open_work_dir
+from worker.recovery import EndProcesses, end_leftovers, open_work_dir
 from worker.services import Identity, Services
 from worker.taskrun import TaskRun
 from worker.watchdog import Expectation, OpenWatchdog, open_watchdog
@@ -273,6 +273,7 @@ async def run_worker(
     open_webhooks: OpenWebhooks = open_webhooks,
     open_watchdog: OpenWatchdog = open_watchdog,
     make_run: MakeRun = TaskRun,
+    end_processes: EndProcesses = end_leftovers,
     task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
 ) -> StopReason:
     """A whole worker, from its services to the last report; why it stopped.
@@ -283,7 +284,10 @@ async def run_worker(
     """
     own = config.worker
     identity = Identity(root_url, own.task_queue_id, own.worker_group, own.worker_id)
-    async with open_work_dir(ports, own.work_dir), open_watchdog(own.limits.stuck.total_seconds()) as watchdog:
+    async with (
+        open_work_dir(ports, own.work_dir, end_processes),
+        open_watchdog(own.limits.stuck.total_seconds()) as watchdog,
+    ):
         with watchdog.expects("the end of the worker") as ending:
             async with open_http(ports) as http, open_webhooks(ports, config.webhooks) as webhooks:
                 services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)

@@ -221,6 +221,8 @@ class TaskRun:
                     try:
                         background.start_soon(partial(host.each, "background", lambda hooks: hooks.background()))
                         await host.each("prepare", lambda hooks: hooks.prepare(builder), limit=limits.prepare)
+                        # A cause may have come while a hook kept itself from being cancelled: then nothing is started.
+                        await trio.lowlevel.checkpoint_if_cancelled()
                         sandbox_scope = self._limiter.scope(
                             "the engine's sandbox", builder.sandbox(), limits.prepare, self._end_limit
                         )

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import httpx
 import trio
+import trio.testing
 
 from engines.base import Builder, Result, Sandbox
 from engines.native import Native
@@ -290,3 +291,53 @@ async def test_a_hook_that_does_not_end_with_its_task_is_the_watchdogs(tmp_path:
             released.set()
         assert overdue is not None
         assert overdue.what.endswith(": its execution")
+
+
+async def test_nothing_is_started_when_a_cause_came_while_a_hook_could_not_be_ended(tmp_path: Path) -> None:
+    class StubbornHooks(TaskHooks):
+        async def prepare(self, builder: Builder) -> None:
+            with trio.CancelScope(shield=True):
+                preparing.set()
+                await stopped.wait()
+
+    class Stubborn(Plugin[Document, Slice]):
+        @asynccontextmanager
+        async def task_scope(self, run: Run[Slice]) -> AsyncGenerator[TaskHooks, None]:
+            yield StubbornHooks()
+
+    class Noticing(Native):
+        payloads: ClassVar = Native.payloads
+
+        @asynccontextmanager
+        async def builder(self, run: Run[NativePayload]) -> AsyncGenerator[Builder, None]:
+            async with super().builder(run) as builder:
+                yield NoticingBuilder(builder)
+
+    class NoticingBuilder(Builder):
+        def __init__(self, inner: Builder) -> None:
+            super().__init__()
+            self._inner = inner
+
+        @asynccontextmanager
+        async def sandbox(self) -> AsyncGenerator[Sandbox, None]:
+            started.append(self)
+            async with self._inner.sandbox() as sandbox:
+                yield sandbox
+
+        @asynccontextmanager
+        async def result(self) -> AsyncGenerator[Result, None]:
+            async with self._inner.result() as result:
+                yield result
+
+    preparing, stopped = trio.Event(), trio.Event()
+    started: list[Builder] = []
+    async with open_world(tmp_path) as world:
+        task_id = await world.create(shell("true"))
+        options: dict[str, Any] = {"extra_plugins": {"stubborn": Stubborn}, "extra_engines": {"native": Noticing}}
+        async with working(world, world.config(), **options) as worker:
+            await preparing.wait()
+            await trio.testing.wait_all_tasks_blocked()  # The other plugins have prepared.
+            worker.supervisor.stop()
+            stopped.set()
+        assert resolved(await world.queue.status(task_id))[0] == ("exception", "worker-shutdown")
+    assert started == []

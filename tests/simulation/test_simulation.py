@@ -16,6 +16,14 @@ PROMISE_BROKEN = {
     "drops-last-chunk": "the log is whole and in order",
     "forgets-reclaim": "nothing executes past takenUntil",
     "leaves-child": "nothing outlives its run",
+    "reports-again": "a run is resolved once",
+    "loses-heart": "a run is not given up while it can be kept",
+    "ignores-deadline": "nothing executes past its deadline",
+    "ignores-exit-code": "completed means that the task succeeded",
+    "ignores-max-run-time": "completed means that the task succeeded",
+    "quits": "a worker goes on until it is told to stop",
+    "forgets-leftovers": "what a killed worker left is dead before the next claim",
+    "hangs": "no worker is stuck",
 }
 
 
@@ -59,6 +67,15 @@ def test_a_broken_worker_is_caught(variant: str) -> None:
     code, printed = simulate("--seed", "1", "--seeds", "200", "--jobs", "2", "--variant", variant)
     assert code == 1
     assert f" broke a promise: {PROMISE_BROKEN[variant]}: " in printed, printed[-5000:]
+
+
+def test_a_seed_that_does_not_come_to_its_end_is_told_with_its_history() -> None:
+    code, printed = simulate("--seed", "1", "--seeds", "3", "--variant", "spins", "--seconds", "2")
+    assert code == 1
+    assert " + process" in printed
+    assert "broke a promise: the simulation comes to its end: " in printed, printed[-5000:]
+    assert "in exit_code" in printed, "where it was"
+    assert "to see it again: " in printed
 
 
 def test_a_seed_that_failed_says_how_to_see_it_again() -> None:

@@ -115,7 +115,7 @@ async def test_groups_that_the_task_has_made_are_removed_however_deep(kind: str)
             (group,) = cgroups.leftovers(f"{cgroups.PREFIX}{tree.mark}")[:1]
             await start(tree, 'exec "$0" -c "$1" "$2" "$3"', sys.executable, DIG, str(group), mark)
         assert living(mark) == []
-    assert cgroups.leftovers(f"{cgroups.PREFIX}{OWNER}-") == []
+    assert cgroups.leftovers(cgroups.PREFIX + tree.mark) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,8 +14,9 @@ from multiprocessing import get_context
 
 import click
 
+from worker.testing.simulation import limits
+from worker.testing.simulation.seed import Outcome, simulate
 from worker.testing.simulation.variants import VARIANTS
-from worker.testing.simulation.world import Outcome, simulate
 
 HASH_SEED = "0"
 
@@ -24,18 +25,18 @@ HASH_SEED = "0"
 @click.option("--seed", default=1, show_default=True, help="The first seed.")
 @click.option("--seeds", default=1, show_default=True, help="How many seeds, one after the other.")
 @click.option("--jobs", default=1, show_default=True, help="How many at once.")
+@click.option("--seconds", default=limits.SEED, show_default=True, help="Of real time, for one seed.")
 @click.option("--variant", type=click.Choice(sorted(VARIANTS)), default="none", help="A worker broken on purpose.")
 @click.option("--keep-going", is_flag=True, help="Live through the other seeds too when one has failed.")
 @click.option("--all-lines", is_flag=True, help="Print the history of a seed that has not failed, too.")
-def main(seed: int, seeds: int, jobs: int, variant: str, keep_going: bool, all_lines: bool) -> None:
+def main(seed: int, seeds: int, jobs: int, seconds: float, variant: str, keep_going: bool, all_lines: bool) -> None:
     """Run the worker in a faulty world, by seeds. Exits with 1 when a promise was broken."""
     begun = time.monotonic()
     faults: Counter[str] = Counter()
     failed: list[Outcome] = []
     done = 0
-    with closing(
-        _outcomes(range(seed, seed + seeds), jobs, partial(simulate, variant=variant, all_lines=all_lines))
-    ) as outcomes:
+    live = partial(simulate, variant=variant, all_lines=all_lines, seconds=seconds)
+    with closing(_outcomes(range(seed, seed + seeds), jobs, live)) as outcomes:
         for outcome in outcomes:
             done += 1
             faults += outcome.faults

@@ -30,18 +30,22 @@ class Chaos:
 
     def strikes(self, kind: str) -> bool:
         """Whether a fault of that kind happens here and now; it is counted if so."""
-        rate = 0.0 if self.calm else self.rates.get(kind, 0.0)
-        if not rate or self.random.random() >= rate:
+        if not self.drawn(kind):
             return False
-        self.counts[kind] += 1
+        self.counted(kind)
         return True
 
+    def drawn(self, kind: str) -> bool:
+        """Whether a fault of that kind is to happen; whoever makes it happen counts it."""
+        rate = 0.0 if self.calm else self.rates.get(kind, 0.0)
+        return rate > 0 and self.random.random() < rate
+
     def first_of(self, kinds: Sequence[str]) -> str:
-        """The first of `kinds` that strikes, or nothing."""
-        return next((kind for kind in kinds if self.strikes(kind)), "")
+        """The first of `kinds` that is drawn, or nothing."""
+        return next((kind for kind in kinds if self.drawn(kind)), "")
 
     def counted(self, kind: str) -> None:
-        """A fault of the plan happened."""
+        """A fault happened."""
         self.counts[kind] += 1
 
     def between(self, low: float, high: float) -> float:

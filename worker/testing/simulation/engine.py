@@ -12,6 +12,7 @@ from pydantic import Field
 
 from engines.base import Builder, Ended, Engine, FileInvalid, FileMissing, Result, Sandbox, SandboxFile
 from worker.errors import FatalWorkerFault, ResourceUnavailable, TaskFault, WorkerFault
+from worker.model import RunKey
 from worker.run import Run
 from worker.schema import Document, Slice
 from worker.services import Services
@@ -28,10 +29,12 @@ STEPS = ("builder", "start", "running", "leaving", "result", "reading", "cleanup
 class Script(Document):
     """What a task does: `lines` over `seconds`, then `files` (name to size) are there, and it ends with `exitCode`.
 
-    `stubborn`: TERM is ignored. `respawns`: what KILL ended begins anew so many times.
+    Lines have `width` characters at least. `stubborn`: TERM is ignored. `respawns`: what KILL ended begins anew so many
+    times.
     """
 
     lines: Annotated[int, Field(ge=0)] = 0
+    width: int = 0
     seconds: Annotated[float, Field(ge=0, strict=False)] = 0
     files: dict[str, int] = {}
     exit_code: int = 0
@@ -43,14 +46,14 @@ class SimulatedPayload(Slice):
     sim: Script = Script()
 
 
-def content_of(path: str, size: int) -> bytes:
-    """What a task leaves at `path`."""
-    return seeded(path).randbytes(size)
+def content_of(key: RunKey, path: str, size: int) -> bytes:
+    """What a run leaves at `path`."""
+    return seeded(f"{key} {path}").randbytes(size)
 
 
-def line_of(number: int) -> str:
-    """A line that a task writes."""
-    return f"output line {number}"
+def line_of(key: RunKey, number: int, width: int) -> str:
+    """A line that a run writes."""
+    return f"{key} line {number} ".ljust(width, "x").rstrip()
 
 
 def world_of(services: Services) -> tuple[World, SimulatedPorts]:
@@ -75,6 +78,7 @@ async def trouble(world: World, who: str, where: str) -> None:
         )
         if world.chaos.strikes("engine is broken for good"):
             error = FatalWorkerFault("the machine is broken")
+            world.broken_for_good.add(who)
         world.history.note(who, f"engine: {where}: {type(error).__name__}")
         raise error
 
@@ -111,16 +115,18 @@ class SimulatedSandbox(Sandbox):
             self._gone.set()
 
     async def _execute(self) -> None:
-        script, log = self._builder.script, self._builder.run.log
+        builder = self._builder
+        script, key = builder.script, builder.run.key
         for number in range(script.lines):
             await trio.sleep(script.seconds / (script.lines + 1))
-            await trouble(self._builder.world, self._builder.who, "running")
-            await log.write(f"{line_of(number)}\n".encode())
+            await trouble(builder.world, builder.who, "running")
+            await builder.run.log.write(f"{line_of(key, number, script.width)}\n".encode())
         await trio.sleep(script.seconds / (script.lines + 1))
         if not self._killed:
-            code = script.exit_code
-            self._builder.ended = Ended(code == 0, code, "" if code == 0 else f"exited with code {code}")
-            self._builder.files = dict(script.files)
+            code = builder.world.variant.exit_code(script.exit_code)
+            builder.ended = Ended(code == 0, code, "" if code == 0 else f"exited with code {code}")
+            builder.files = dict(script.files)
+            builder.world.ledger.ended.add(key)
             self._ended.set()
 
     async def kill(self, grace: float) -> None:
@@ -145,7 +151,10 @@ class SimulatedFile(SandboxFile):
 
     async def receive_some(self, max_bytes: int) -> bytes:
         await trio.lowlevel.checkpoint()
-        if self._builder.world.chaos.strikes("engine crashes: reading"):
+        chaos = self._builder.world.chaos
+        if chaos.strikes("engine is slow: reading"):
+            await trio.sleep(chaos.between(0.01, 20))
+        if chaos.strikes("engine crashes: reading"):
             raise OSError(errno.EIO, "input/output error")
         head, self._content = self._content[:max_bytes], self._content[max_bytes:]
         return bytes(head)
@@ -161,7 +170,7 @@ class SimulatedResult(Result):
         size = self._builder.files.get(path)
         if size is None:
             raise FileMissing(f"there is nothing at {path}")
-        yield SimulatedFile(self._builder, content_of(path, size))
+        yield SimulatedFile(self._builder, content_of(self._builder.run.key, path, size))
 
     async def walk(self, path: str) -> AsyncGenerator[str, None]:
         raise FileInvalid(f"{path} is no folder")

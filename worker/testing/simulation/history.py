@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
@@ -23,6 +24,7 @@ class History:
         self._digest = hashlib.sha256()
         self._lines: deque[str] = deque(maxlen=KEPT)
         self._on_break = on_break
+        self._now = 0.0
         self.count = 0
         self.broken = ""
         self.watchers: list[Callable[[], None]] = []  # asked after each line whether all still holds
@@ -31,6 +33,7 @@ class History:
         """Add a line, and look whether everything still holds."""
         if self.broken:
             return
+        self._now = trio.current_time()
         self._add(who, what)
         for watcher in self.watchers:
             watcher()
@@ -38,15 +41,17 @@ class History:
             self.fail("the simulation ends", f"more than {MOST} events")
 
     def fail(self, promise: str, what: str) -> None:
-        """A promise is broken: the first one counts."""
+        """A promise is broken: the first one counts. It may be told when the world has come to its end, too."""
         if self.broken:
             return
+        with suppress(RuntimeError):  # outside of Trio
+            self._now = trio.current_time()
         self._add("BROKEN", f"{promise}: {what}")
         self.broken = f"{promise}: {what}"
         self._on_break()
 
     def _add(self, who: str, what: str) -> None:
-        line = f"{trio.current_time():12.6f}  {who:<10} {what}"
+        line = f"{self._now:12.6f}  {who:<10} {what}"
         self._digest.update(line.encode(errors="backslashreplace") + b"\n")
         self._lines.append(line)
         self.count += 1

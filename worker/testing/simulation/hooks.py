@@ -14,10 +14,13 @@ from worker.errors import MalformedPayload, Problem, ResourceUnavailable, TaskFa
 from worker.model import COMPLETED, Resolution, Verdict
 from worker.run import Run
 from worker.schema import Document, Slice
+from worker.testing.simulation import limits
 from worker.testing.simulation.engine import world_of
 from worker.testing.simulation.ledger import HOOKS
 
 STAGES = ("enter", "prepare", "background", "alongside", "stopped", "finished", "exit")
+# Where a hook that cannot be ended delays a run, and not the end of what executes: no worker can keep that from it.
+SHIELDED_STAGES = ("enter", "prepare", "background", "stopped", "finished", "exit")
 
 
 class FaultyHooks(TaskHooks):
@@ -42,8 +45,6 @@ class FaultyHooks(TaskHooks):
 
     async def finished(self, resolution: Resolution) -> None:
         await self._plugin.trouble(self._run, "finished")
-        world, ports = world_of(self._plugin.services)
-        await world.variant.finished(world, ports.who, self._run, resolution)
 
 
 class Faulty(Plugin[Document, Slice]):
@@ -69,6 +70,9 @@ class Faulty(Plugin[Document, Slice]):
         if chaos.strikes(f"hook hangs: {stage}"):
             world.history.note(ports.who, f"{run.key} hook hangs: {stage}")
             await trio.sleep(world.plan.hang)
+        if chaos.strikes(f"hook cannot be ended: {stage}"):
+            with trio.CancelScope(shield=True):
+                await trio.sleep(limits.SHIELDED)
         if chaos.strikes(f"hook raises: {stage}"):
             error: Exception = chaos.one(
                 [
@@ -81,4 +85,5 @@ class Faulty(Plugin[Document, Slice]):
                 ]
             )
             world.history.note(ports.who, f"{run.key} hook raises: {stage}: {type(error).__name__}")
+            world.troubled.add((run.key, stage))
             raise error

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from plugins.base import Plugin
+from worker.claims import StopReason
 from worker.config import Config, parse_config
 from worker.queue.credentials import Credentials
 from worker.supervisor import Supervisor, run_worker
 from worker.testing.simulation import limits
 from worker.testing.simulation.history import describe
 from worker.testing.simulation.hooks import Faulty
+from worker.testing.simulation.machine import Machine
 from worker.testing.simulation.ports import SimulatedPorts
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ class Life:
 
     def __init__(self, ports: SimulatedPorts) -> None:
         self.ports = ports
+        self.machine = Machine(ports)
         self.scope = trio.CancelScope()
         self.supervisor: Supervisor | None = None
+        self.reason: StopReason | None = None
         self.ended = trio.Event()
         self.task: trio.lowlevel.Task | None = None
 
@@ -67,23 +70,31 @@ class Keeper:
             with life.scope:
                 async with trio.open_nursery() as nursery:
                     life.task = trio.lowlevel.current_task()
-                    life.supervisor = await nursery.start(
-                        partial(
-                            run_worker,
-                            self._config(),
-                            life.ports,
-                            root_url=self._world.embedded.root_url,
-                            credentials=self._credentials,
-                            extra_plugins=PLUGINS,
-                        )
-                    )
+                    life.supervisor = await nursery.start(self._work, life)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not be
             if not life.ports.is_cut:
                 self._world.history.fail("run_worker never raises", f"{who}: {describe(error)}")
         if life.ports.is_cut:
             return
-        self._world.history.note(who, "has ended")
+        self._world.history.note(who, f"has ended: {life.reason}")
+        allowed = {StopReason.STOPPED} if who in self._world.told else set()
+        allowed |= {StopReason.FAULT} if who in self._world.broken_for_good else set()
+        if life.reason not in allowed:
+            self._world.history.fail("a worker goes on until it is told to stop", f"{who} ended: {life.reason}")
         self.check_left(life.ports.who)
+
+    async def _work(self, life: Life, *, task_status: trio.TaskStatus[Supervisor]) -> None:
+        life.reason = await run_worker(
+            self._config(),
+            life.ports,
+            root_url=self._world.embedded.root_url,
+            credentials=self._credentials,
+            extra_plugins=PLUGINS,
+            open_watchdog=life.machine.open_watchdog,
+            end_processes=life.machine.end_processes,
+            make_run=self._world.variant.make_run,
+            task_status=task_status,
+        )
 
     def tasks(self) -> list[str]:
         """The names of Trio's tasks that the worker consists of now."""
@@ -103,26 +114,36 @@ class Keeper:
             self._world.history.fail("nothing outlives its run", f"{who}: {left}")
 
     async def suffer(self, event: Event) -> None:
-        """SIGTERM, twice perhaps, or the death of its machine."""
+        """SIGTERM, twice perhaps, SIGKILL, or the death of its machine."""
         life = self.life
         if life is None or life.supervisor is None:
             return
         self._world.history.note(life.ports.who, event.kind)
-        if event.kind == "kill":
-            life.ports.cut()
+        if event.kind in {"kill", "machine dies"}:
+            life.ports.cut(leaves=event.kind == "kill")
             life.scope.cancel()
             return
+        self._world.told[life.ports.who] = self._world.time()
         life.supervisor.stop()
+        if self.plan.on_term == "abort":
+            self._world.nursery.start_soon(self._watch_end, life, self.plan.grace + limits.STOP_SLACK)
         if event.kind == "term twice":
             await trio.sleep(event.length)
             self._world.history.note(life.ports.who, "second signal")
             life.supervisor.abort()
-        elif self.plan.on_term == "finish":
-            return
-        with trio.move_on_after(self.plan.grace + self.plan.kill_grace + limits.STOP_SLACK) as in_time:
+            self._world.nursery.start_soon(self._watch_end, life, limits.ABORT_SLACK)
+
+    async def _watch_end(self, life: Life, limit: float) -> None:
+        """It was told to stop: soon nothing executes, and it has ended `limit` and the kill grace later."""
+        who, told = life.ports.who, trio.current_time()
+        with trio.move_on_at(told + self.plan.kill_grace + limits.DEAD_SLACK):
             await life.ended.wait()
-        if in_time.cancelled_caught:
-            self._world.history.fail("a worker that is told to stop stops", life.ports.who)
+        if executing := self._world.ledger.executing(who):
+            self._world.history.fail("a worker that is told to stop ends what executes", f"{who} {executing}")
+        with trio.move_on_at(told + self.plan.kill_grace + limit + self._world.shielded()):
+            await life.ended.wait()
+        if not life.ended.is_set():
+            self._world.history.fail("a worker that is told to stop stops", who)
 
     async def end(self) -> None:
         """Stop it for good. Called when it is idle."""
@@ -130,11 +151,9 @@ class Keeper:
         life = self.life
         if life is None or life.supervisor is None:
             return
+        self._world.told[life.ports.who] = self._world.time()
         life.supervisor.stop()
-        with trio.move_on_after(limits.STOP_SLACK) as in_time:
-            await life.ended.wait()
-        if in_time.cancelled_caught:
-            self._world.history.fail("a worker that is told to stop stops", life.ports.who)
+        await self._watch_end(life, limits.STOP_SLACK)
 
     def _config(self) -> Config:
         plan = self.plan

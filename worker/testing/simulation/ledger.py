@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import trio
 
 from worker.model import RunKey
-from worker.testing.simulation.limits import TAKEN_MARGIN
+from worker.testing.simulation import limits
 
 if TYPE_CHECKING:
     from worker.testing.simulation.world import World
 
-FOLDER, SANDBOX, PROCESS, HOOKS = "task directory", "sandbox", "process", "plugin"
+PLACE, FOLDER, SANDBOX, PROCESS, HOOKS = "place", "task directory", "sandbox", "process", "plugin"
+INSIDE = {PLACE: (HOOKS, FOLDER), HOOKS: (FOLDER,), FOLDER: (SANDBOX,), SANDBOX: (PROCESS,)}
 
 
 class Ledger:
@@ -24,7 +24,8 @@ class Ledger:
         self._open: dict[tuple[str, RunKey, str], float] = {}
         self._dead: set[str] = set()
         self._changed = trio.Event()  # replaced whenever it is set
-        self.executed: dict[RunKey, float] = {}  # when something of a run executed last
+        self.leftovers: set[tuple[str, RunKey]] = set()  # processes of killed workers, by the worker's name
+        self.ended: set[RunKey] = set()  # whose commands came to their end
 
     def opened(self, who: str, key: RunKey, what: str) -> None:
         """Something of a run begins to be."""
@@ -35,8 +36,8 @@ class Ledger:
             self._world.history.fail("a run has one of each", f"{who} {key} {what}")
         self._open[who, key, what] = self._world.time()
         self._tell()
-        taken = len({run for owner, run, kind in self._open if owner == who and kind in {FOLDER, SANDBOX}})
-        capacity = self._world.capacity_of(who)
+        taken = len(self.running(who))
+        capacity = self._world.plan_for(who).capacity
         if taken > capacity:
             self._world.history.fail("capacity is never exceeded", f"{who} has {taken} runs open of {capacity}")
 
@@ -48,18 +49,33 @@ class Ledger:
         self._world.history.note(who, f"{key} - {what}")
         self._open.pop((who, key, what), None)
         self._tell()
-        inside = {FOLDER: SANDBOX, SANDBOX: PROCESS}.get(what, "")
-        if (who, key, inside) in self._open:
-            self._world.history.fail("nothing outlives its run", f"{who} {key}: {inside} after its {what}")
-        if what == PROCESS:
-            self.executed[key] = self._world.time()
+        for inside in INSIDE.get(what, ()):
+            if (who, key, inside) in self._open:
+                self._world.history.fail("nothing outlives its run", f"{who} {key}: {inside} after its {what}")
+        if what == PLACE:
+            self._world.witness.gave_back(who, key)
 
-    def died(self, who: str) -> None:
-        """The machine of `who` is no more, and all that it had open."""
+    def died(self, who: str, *, leaves: bool) -> None:
+        """The worker `who` was killed: it has nothing open any more, but its machine may go on with its processes."""
         self._dead.add(who)
         for entry in [entry for entry in self._open if entry[0] == who]:
             del self._open[entry]
+            if leaves and entry[2] == PROCESS:
+                self.leftovers.add((who.partition(".")[0], entry[1]))
+                self._world.history.note(who, f"{entry[1]} leaves a process")
         self._tell()
+
+    def is_dead(self, who: str) -> bool:
+        """Whether that worker was killed."""
+        return who in self._dead
+
+    def end_leftovers(self, who: str) -> None:
+        """What earlier lives of that worker have left is ended."""
+        self.leftovers -= self.left_behind(who)
+
+    def left_behind(self, who: str) -> set[tuple[str, RunKey]]:
+        """What earlier lives of that worker have left, and what still executes."""
+        return {entry for entry in self.leftovers if entry[0] == who.partition(".")[0]}
 
     def _tell(self) -> None:
         self._changed.set()
@@ -83,18 +99,34 @@ class Ledger:
         """The runs of `who` that have anything open."""
         return {key for owner, key, _ in self._open if owner == who}
 
+    def executing(self, who: str) -> list[str]:
+        """The runs of `who` of which something executes."""
+        return [str(key) for owner, key, what in self._open if owner == who and what == PROCESS]
+
+    def executes(self, key: RunKey) -> list[str]:
+        """What there is of a run that executes or may do so."""
+        return [what for _, run, what in self._open if run == key and what in {SANDBOX, PROCESS}]
+
     def is_executing(self, key: RunKey) -> bool:
         """Whether anything of a run executes."""
-        return any(run == key and what == PROCESS for _, run, what in self._open)
+        return PROCESS in self.executes(key)
 
     def check(self) -> None:
-        """Nothing executes past the time until which the queue has given it to its worker."""
-        now = self._world.queue_ports.now()
+        """Nothing executes for longer than it may."""
+        now = self._world.time()
         for who, key, what in self._open:
-            if what != PROCESS:
-                continue
-            until = self._world.witness.taken_until(key)
-            if until is not None and now > until + TAKEN_MARGIN:
-                late = (now - until) / timedelta(seconds=1)
-                self._world.history.fail("nothing executes past takenUntil", f"{who} {key} by {late:.3f} s")
-                return
+            for promise, until in self._limits(who, key) if what == PROCESS else ():
+                if now > until:
+                    self._world.history.fail(promise, f"{who} {key} by {now - until:.3f} s")
+                    return
+
+    def _limits(self, who: str, key: RunKey) -> list[tuple[str, float]]:
+        """Until when a process of a run may execute, by promise."""
+        grace = self._world.plan_for(who).kill_grace
+        deadline = self._world.deadlines[key.task_id] + grace + limits.DEADLINE_SLACK
+        found = [("nothing executes past its deadline", deadline)]
+        if (seen := self._world.witness.runs.get(key)) is not None:
+            found.append(("nothing executes past takenUntil", seen.taken_until + limits.TAKEN_MARGIN))
+            if seen.lost_at is not None:
+                found.append(("a run that is lost is dead in seconds", seen.lost_at + grace + limits.DEAD_SLACK))
+        return found

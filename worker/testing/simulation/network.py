@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import timedelta
-from email.utils import format_datetime, parsedate_to_datetime
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -18,52 +16,12 @@ from starlette.types import ASGIApp
 
 from worker.ports import Ports
 from worker.testing.simulation.exchange import Exchange, Headers
+from worker.testing.simulation.fates import EARLY, NONSENSE, Fate, dated, draw
 from worker.testing.simulation.history import describe
 
 if TYPE_CHECKING:
     from worker.testing.simulation.ports import SimulatedPorts
     from worker.testing.simulation.world import World
-
-# What can happen to a request, the likeliest to hide the others last. Each request meets one of them at most.
-BEFORE = (
-    "connect refused",
-    "request dropped",
-    "reset in request body",
-    "error before the queue",
-    "429 before the queue",
-)
-AFTER = (
-    "response lost",
-    "reset after commit",
-    "error after commit",
-    "reset in response body",
-    "truncated answer",
-    "nonsense answer",
-)
-DATES = ("date is missing", "date is off", "date is nonsense")
-AT_STORAGE = ("storage 400", "storage 403", "storage 500", "storage stalls")
-NONSENSE = (
-    b"<html><body>Welcome to our portal</body></html>",
-    b"{}",
-    b"null",
-    b"[]",
-    b"",
-    b'{"status": 7}',
-    b"\xff\xfe",
-)
-
-LONGEST_WAY_BACK = 20.0  # seconds that an answer takes: a claim must not be over when the worker hears of it
-
-
-@dataclass
-class Fate:
-    """What happens to one request; times in seconds."""
-
-    fault: str = ""
-    there: float = 0.001
-    back: float = 0.001
-    twice: float | None = None  # after which time it arrives once more
-    date: str = ""  # what is wrong with the answer's Date
 
 
 @dataclass(frozen=True)
@@ -89,6 +47,7 @@ class Network:
         self._nursery = nursery
         self._open: dict[Exchange, str] = {}
         self._cut: set[str] = set()
+        self.dated: dict[str, float] = {}  # since when somebody knows the queue's clock
         self._haunted: set[object] = set()  # what began among faults and is still under way
         self._cleared = trio.Event()
         self.outage = ""  # how the queue cannot be reached: refused, silent, 503; empty: it can
@@ -110,27 +69,22 @@ class Network:
             self._cleared = trio.Event()
             await self._cleared.wait()
 
-    def fate(self, sent: Sent, *, faulty: bool) -> Fate:
-        """Draw what will happen to a request."""
+    def _fate(self, sent: Sent, *, faulty: bool) -> Fate:
         chaos = self._world.chaos
         if not faulty or chaos.calm:
             return Fate()
-        storage = sent.path.startswith("/blobs/")
-        kinds = (*BEFORE, *(AT_STORAGE if storage else ()), *AFTER)
-        fate = Fate(there=chaos.between(0.0005, 0.05), back=chaos.between(0.0005, 0.05))
         if self.outage:
-            fate.fault = f"outage {self.outage}"
             chaos.counted("request in an outage")
-            return fate
-        fate.fault = chaos.first_of(kinds)
-        if chaos.strikes("latency"):
-            fate.there = chaos.between(0.1, 40)
-        if chaos.strikes("latency"):
-            fate.back = min(chaos.between(0.1, 40), LONGEST_WAY_BACK)
-        if chaos.strikes("duplicate"):
-            fate.twice = chaos.between(0, 30)
-        fate.date = chaos.first_of(DATES)
-        return fate
+            return Fate(f"outage {self.outage}")
+        return draw(chaos, to_storage=sent.path.startswith("/blobs/"))
+
+    def _befalls(self, fate: Fate, *faults: str) -> bool:
+        """Whether one of these is a request's fate; it is counted, since it happens now."""
+        if fate.fault not in faults:
+            return False
+        if not fate.fault.startswith("outage"):
+            self._world.chaos.counted(fate.fault)
+        return True
 
     async def exchange(self, ports: SimulatedPorts, request: httpx.Request) -> httpx.Response:
         """Send a request and wait for the head of its answer. Raises httpx's errors."""
@@ -139,7 +93,7 @@ class Network:
         sent = Sent(ports.who, request.method, request.url.path, body)
         if ports.who in self._cut:
             raise httpx.ConnectError("the machine is dead", request=request)
-        fate = self.fate(sent, faulty=ports.faulty)
+        fate = self._fate(sent, faulty=ports.faulty)
         if ports.faulty:
             self._world.history.note(ports.who, f"{sent}{_short(body)}{_told(fate)}")
         self._world.witness.sent(sent)
@@ -150,7 +104,7 @@ class Network:
         self._open[exchange] = ports.who
         if ports.faulty and not self._world.chaos.calm:
             self._haunted.add(exchange)
-        if fate.fault not in {"request dropped", "outage silent"}:
+        if not self._befalls(fate, "request dropped", "outage silent"):
             self._nursery.start_soon(self._deliver, exchange, fate.there)
         if fate.twice is not None and api:
             self._nursery.start_soon(self._deliver_again, request, sent, fate.there + fate.twice)
@@ -166,19 +120,12 @@ class Network:
         self, fate: Fate, timeouts: dict[str, float | None], request: httpx.Request
     ) -> httpx.Response | None:
         """What is answered or raised before the request reaches the queue, if anything is."""
-        if fate.fault in {"connect refused", "outage refused"}:
+        if self._befalls(fate, "connect refused", "outage refused"):
             await trio.sleep(fate.there)
             raise httpx.ConnectError("connection refused", request=request)
-        early = {
-            "error before the queue": 503,
-            "outage 503": 503,
-            "429 before the queue": 429,
-            "storage 400": 400,
-            "storage 403": 403,
-            "storage 500": 500,
-        }.get(fate.fault)
-        if early is None:
+        if not self._befalls(fate, *EARLY):
             return None
+        early = EARLY[fate.fault]
         await trio.sleep(fate.there + fate.back)
         headers = {"Retry-After": "3"} if early == 429 else {}
         return httpx.Response(early, headers=headers, stream=httpx.ByteStream(b"no"), request=request)
@@ -201,6 +148,7 @@ class Network:
             self._no_longer_haunted(request)
 
     async def _ask_again(self, request: httpx.Request, sent: Sent) -> None:
+        self._world.chaos.counted("duplicate")
         self._world.history.note("network", f"once more: {sent}")
         again = Exchange(request, lambda status, answer: self._world.witness.answered(sent, status, answer))
         again.body_in.send_nowait(request.content)
@@ -224,26 +172,31 @@ class Network:
         await self._send_body(exchange, fate, timeouts, request)
         status, headers = 0, Headers()
         with trio.move_on_after(timeouts.get("read") or inf) as in_time:
-            if fate.fault == "storage stalls":
+            if self._befalls(fate, "storage stalls"):
                 await trio.sleep_forever()
             try:
                 status, headers = await exchange.head.receive()
             except (trio.EndOfChannel, trio.ClosedResourceError):
                 raise httpx.RemoteProtocolError("disconnected without an answer", request=request) from None
             await trio.sleep(fate.back)
-            if fate.fault == "response lost":
+            if self._befalls(fate, "response lost"):
                 await trio.sleep_forever()
         if in_time.cancelled_caught:
             raise httpx.ReadTimeout("no answer in time", request=request)
         stream = _Answer(self, exchange, fate, sent, status, timeouts)
-        if fate.fault in {"error after commit", "nonsense answer"}:
+        if self._befalls(fate, "error after commit", "nonsense answer"):
             await stream.aclose()
             nonsense = fate.fault == "nonsense answer"
             content = self._world.chaos.one(NONSENSE) if nonsense else b"bad gateway"
             return httpx.Response(200 if nonsense else 502, stream=httpx.ByteStream(content), request=request)
-        if fate.fault == "reset after commit":
+        if self._befalls(fate, "reset after commit"):
             raise httpx.ReadError("connection reset", request=request)
-        return httpx.Response(status, headers=_dated(headers, fate.date), stream=stream, request=request)
+        if fate.date == "date is hours off" and sent.who not in self.dated:
+            fate.date = ""  # The first answer is believed: nobody can know better.
+        if fate.date:
+            self._world.chaos.counted(fate.date)
+        headers = dated(headers, fate.date, self._world.chaos)
+        return httpx.Response(status, headers=headers, stream=stream, request=request)
 
     async def _send_body(
         self, exchange: Exchange, fate: Fate, timeouts: dict[str, float | None], request: httpx.Request
@@ -259,7 +212,7 @@ class Network:
                         return  # answered before all of it came, or the machine is dead
                 if in_time.cancelled_caught:
                     raise httpx.WriteTimeout("nobody takes the body", request=request)
-                if fate.fault == "reset in request body" and piece:
+                if piece and self._befalls(fate, "reset in request body"):
                     raise httpx.WriteError("connection reset", request=request)
         exchange.body_in.close()
 
@@ -273,10 +226,16 @@ class Network:
         if not self._haunted:
             self._cleared.set()
 
-    def arrived(self, exchange: Exchange, sent: Sent, status: int, body: bytes) -> None:
+    def arrived(self, exchange: Exchange, sent: Sent, fate: Fate, status: int, body: bytes) -> None:
         """The client has all of an answer."""
+        if fate.date in {"", "date is off"}:
+            self.dated.setdefault(sent.who, self._world.time())
         self._world.witness.arrived(sent, status, body)
         self._close(exchange)
+
+    def truncated(self, sent: Sent, status: int) -> None:
+        """The client has an answer whose body is cut short, and no way to know."""
+        self._world.witness.head_arrived(sent, status)
 
 
 class Transport(httpx.AsyncBaseTransport):
@@ -315,7 +274,6 @@ class _Answer(httpx.AsyncByteStream):
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         body = bytearray()
-        fault = self._fate.fault
         while True:
             piece: bytes | None = None
             with trio.move_on_after(self._timeouts.get("read") or inf) as in_time:
@@ -327,34 +285,21 @@ class _Answer(httpx.AsyncByteStream):
                     raise httpx.ReadError("connection reset") from None
             if in_time.cancelled_caught or piece is None:
                 raise httpx.ReadTimeout("the answer does not go on")
-            if fault in {"reset in response body", "truncated answer"}:
+            if self._network._befalls(self._fate, "reset in response body", "truncated answer"):
                 yield piece[: len(piece) // 2]
                 self._network._close(self._exchange)
-                if fault == "reset in response body":
+                if self._fate.fault == "reset in response body":
                     raise httpx.ReadError("connection reset")
+                # As far as anybody can see that was all of it.
+                self._network.truncated(self._sent, self._status)
                 return
             body += piece
             yield piece
-        self._network.arrived(self._exchange, self._sent, self._status, bytes(body))
+        self._network.arrived(self._exchange, self._sent, self._fate, self._status, bytes(body))
 
     async def aclose(self) -> None:
         """Whoever does not want the rest hangs up."""
         self._network._close(self._exchange)
-
-
-def _dated(headers: Headers, fault: str) -> Headers:
-    """The headers of an answer, with what a proxy makes of its Date."""
-    date = next((value for name, value in headers if name == b"date"), b"")
-    others = [(name, value) for name, value in headers if name != b"date"]
-    match fault:
-        case "date is missing":
-            return others
-        case "date is nonsense":
-            return [*others, (b"date", b"yesterday")]
-        case "date is off":
-            earlier = parsedate_to_datetime(date.decode()) - timedelta(seconds=1)
-            return [*others, (b"date", format_datetime(earlier, usegmt=True).encode())]
-    return headers
 
 
 def _short(body: bytes) -> str:

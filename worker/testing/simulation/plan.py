@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker.schema import JsonObject
-from worker.testing.simulation import engine, hooks, network
+from worker.testing.simulation import engine, fates, hooks
 from worker.testing.simulation.chaos import seeded
 
 DISK = ("disk slow", "disk low", "disk full")
@@ -38,7 +38,10 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happens at `at`: cancel (of task `which`), term, term twice, kill (of worker `which`), outage."""
+    """Something that happens at `at`: cancel (of task `which`), outage, or the end of worker `which`.
+
+    That is term, term twice, kill (SIGKILL: what it runs outlives it), machine dies.
+    """
 
     at: float
     kind: str
@@ -49,7 +52,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Plan:
-    """One seed. After `calm_at` nothing goes wrong any more. `hang` is how long a hook hangs."""
+    """One seed. After `calm_at` nothing goes wrong any more. `hang` is how long a hook hangs. `late` comes after it."""
 
     seed: int
     claim_timeout: float
@@ -59,6 +62,12 @@ class Plan:
     tasks: tuple[TaskPlan, ...]
     events: tuple[Event, ...]
     rates: Mapping[str, float]
+    late: tuple[TaskPlan, ...]
+
+    @property
+    def has_outage(self) -> bool:
+        """Whether the queue is away for a while."""
+        return any(event.kind == "outage" for event in self.events)
 
 
 def plan_of(seed: int) -> Plan:
@@ -67,7 +76,7 @@ def plan_of(seed: int) -> Plan:
     calm_at = rng.choice([40.0, 80.0, 150.0])
     workers = tuple(_worker(rng, number) for number in range(1 if rng.random() < 0.7 else 2))
     tasks = tuple(_task(rng, calm_at) for _ in range(rng.randint(2, 7)))
-    return Plan(
+    plan = Plan(
         seed=seed,
         claim_timeout=rng.choice([30.0, 45.0, 60.0, 120.0, 300.0]),
         calm_at=calm_at,
@@ -76,7 +85,25 @@ def plan_of(seed: int) -> Plan:
         tasks=tasks,
         events=tuple(sorted(_events(rng, calm_at, len(workers), len(tasks)), key=lambda event: event.at)),
         rates=_rates(rng),
+        late=tuple(replace(_task(rng, calm_at), deadline=86_000.0) for _ in range(2)),
     )
+    return _with_long_outage(rng, plan) if rng.random() < 0.06 else plan
+
+
+def _with_long_outage(rng: random.Random, plan: Plan) -> Plan:
+    """Nothing else goes wrong. Either a claim lasts just longer, or the worker must not wait for hours afterwards."""
+    how = rng.choice(OUTAGES)
+    if rng.random() < 0.5:
+        length = rng.uniform(5000, 9000)
+        events = (*plan.events, Event(5.0, "outage", 0, length, how))
+        return replace(plan, calm_at=length + 100.0, events=events, rates={})
+    # It is reclaimed after about 400 s, and the claim is over after 600 s: the first attempts come to nothing.
+    script = {"lines": 3, "seconds": rng.uniform(900, 2500)}
+    long = TaskPlan(1.5, 7200.0, {"maxRunTime": 3000, "sim": script})
+    outage = Event(rng.uniform(370, 390), "outage", 0, 150.0, how)
+    workers = tuple(replace(worker, capacity=worker.capacity + 1) for worker in plan.workers)  # one place is taken
+    tasks = (*plan.tasks, long)
+    return replace(plan, claim_timeout=600.0, calm_at=700.0, workers=workers, tasks=tasks, events=(outage,), rates={})
 
 
 def _worker(rng: random.Random, number: int) -> WorkerPlan:
@@ -105,7 +132,8 @@ def _task(rng: random.Random, calm_at: float) -> TaskPlan:
     if rng.random() < 0.1:
         artifacts.append({"type": "file", "path": "missing", "name": "public/missing"})
     script = {
-        "lines": rng.choice([0, 1, 3, 10]),
+        "lines": rng.choice([0, 1, 3, 10, 30]),
+        "width": rng.choice([0, 0, 0, 8000]),
         "seconds": rng.choice([0.0, 0.5, 5.0, 20.0, 50.0, 120.0]),
         "files": files,
         "exitCode": rng.choice([0, 0, 0, 0, 1]),
@@ -124,7 +152,7 @@ def _events(rng: random.Random, calm_at: float, workers: int, tasks: int) -> lis
     events = [Event(rng.uniform(1, calm_at), "cancel", which) for which in range(tasks) if rng.random() < 0.25]
     for which in range(workers):
         if rng.random() < 0.5:
-            kind = rng.choice(["term", "term", "term twice", "kill", "kill"])
+            kind = rng.choice(["term", "term", "term twice", "kill", "machine dies"])
             events.append(Event(rng.uniform(2, calm_at), kind, which, rng.choice([0.0, 0.5, 3.0, 20.0])))
     if rng.random() < 0.2:
         length = rng.choice([5.0, 60.0, 240.0])
@@ -136,9 +164,9 @@ def _rates(rng: random.Random) -> Mapping[str, float]:
     if rng.random() < 0.1:
         return {}
     level = rng.choice([0.3, 1.0, 1.0, 2.5])
-    of_requests = [*network.BEFORE, *network.AFTER, *network.DATES, "duplicate"]
+    of_requests = [*fates.BEFORE, *fates.AFTER, *fates.DATES, "duplicate"]
     rates = {kind: 0.015 * level for kind in of_requests if rng.random() < 0.6}
-    rates |= {kind: 0.05 * level for kind in network.AT_STORAGE if rng.random() < 0.5}
+    rates |= {kind: 0.05 * level for kind in fates.AT_STORAGE if rng.random() < 0.5}
     rates |= {kind: 0.01 * level for kind in DISK if rng.random() < 0.5}
     for step in engine.STEPS:
         rates |= {f"engine {what}: {step}": 0.03 * level for what in ("is slow", "crashes") if rng.random() < 0.4}
@@ -146,4 +174,7 @@ def _rates(rng: random.Random) -> Mapping[str, float]:
         rates |= {
             f"hook {what}: {stage}": 0.03 * level for what in ("is slow", "hangs", "raises") if rng.random() < 0.4
         }
+    rates |= {f"hook cannot be ended: {stage}": 0.02 * level for stage in hooks.SHIELDED_STAGES if rng.random() < 0.1}
+    if rng.random() < 0.3:
+        rates["disk fails after the report"] = 0.2
     return rates | {"latency": 0.03 * level if rng.random() < 0.6 else 0.0, "engine is broken for good": 0.1}

@@ -23,6 +23,7 @@ T = TypeVar("T")
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 # What a dead worker may still do: give back what this process, which lives on, would have to keep.
 _RELEASING = {"close", "rmtree"}
+REMOVES_LOG = "_remove"  # the last that a run does with files
 
 
 class DiskUsage(NamedTuple):
@@ -47,10 +48,10 @@ class SimulatedPorts(Ports):
         self.is_cut = False
         self.random = seeded(f"{world.plan.seed}/{who}")
 
-    def cut(self) -> None:
-        """From now on nothing that this participant does has an effect."""
+    def cut(self, *, leaves: bool) -> None:
+        """From now on nothing that this participant does has an effect. `leaves`: what executes outlives it."""
         self.is_cut = True
-        self.world.ledger.died(self.who)
+        self.world.ledger.died(self.who, leaves=leaves)
         self.world.network.cut(self.who)
 
     def now(self) -> datetime:
@@ -60,7 +61,8 @@ class SimulatedPorts(Ports):
     async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
         """Inline, since virtual time does not wait for threads. May be slow, and may fail as a full disk does."""
         await trio.lowlevel.checkpoint()
-        if self.is_cut and getattr(function, "__name__", "") not in _RELEASING:
+        name = getattr(function, "__qualname__", "")
+        if self.is_cut and name.rpartition(".")[2] not in _RELEASING:
             raise OSError(errno.EIO, "the machine is dead")
         if not self.faulty:
             return function(*args)
@@ -71,12 +73,14 @@ class SimulatedPorts(Ports):
         if function is shutil.disk_usage:
             low = chaos.strikes("disk low")
             return DiskUsage(2**40, 2**39, 0 if low else 2**39)  # type: ignore[return-value]  # it is that function
-        if (function is os.pwrite or "compress" in getattr(function, "__qualname__", "")) and chaos.strikes(
-            "disk full"
-        ):
+        if (name in {"open", "pwrite"} or "compress" in name) and chaos.strikes("disk full"):
             self.world.history.note(self.who, "disk full")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return self.world.variant.run_sync(self, function, *args)
+        result = self.world.variant.run_sync(self, function, *args)
+        if name == REMOVES_LOG and chaos.strikes("disk fails after the report"):
+            self.world.history.note(self.who, "disk fails")
+            raise OSError(errno.EIO, "input/output error")
+        return result
 
     def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
         """The way to the queue, through the simulated network."""

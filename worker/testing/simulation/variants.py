@@ -1,6 +1,6 @@
 """Workers that are broken on purpose, each in one way: a simulation that does not catch them is worth nothing.
 
-A variant wraps what a worker is given (files, network, engine, plugin); nothing of the worker itself is replaced.
+Most wrap what a worker is given (files, network, engine). Some replace a few lines of its `TaskRun`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 import trio
 
-from worker.model import Resolution, State
-from worker.run import Run
-from worker.schema import Slice
+from worker.model import Cause, CauseKind, Resolution
+from worker.taskrun import RECLAIM_PAUSE
+from worker.testing.simulation.watchedrun import WatchedRun
 
 if TYPE_CHECKING:
     from worker.testing.simulation.engine import SimulatedSandbox
@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 class Variant:
     """The worker as it is."""
+
+    make_run: type[WatchedRun] = WatchedRun
 
     def run_sync(self, ports: SimulatedPorts, function: Callable[..., T], *args: object) -> T:
         """Perform a call on files."""
@@ -47,16 +49,116 @@ class Variant:
         """End a sandbox's process."""
         await sandbox.kill(grace)
 
-    async def finished(self, world: World, who: str, run: Run[Slice], resolution: Resolution) -> None:
-        """The end of a run, before its report."""
+    def exit_code(self, code: int) -> int:
+        """What the worker learns of a process's exit code."""
+        return code
+
+    def end_leftovers(self, ports: SimulatedPorts) -> None:
+        """End what earlier lives of a worker have left."""
+        ports.world.ledger.end_leftovers(ports.who)
+
+
+class _Unguarded(WatchedRun):
+    async def _run_and_report(self) -> Resolution:
+        try:
+            return await super()._run_and_report()
+        except Exception:
+            self.resolution = None
+            raise
 
 
 class ResolvesTwice(Variant):
-    """A failure is reported by whoever finds it, and then once more as what the run came to."""
+    """Whoever finds that a run failed reports it, though it was reported already."""
 
-    async def finished(self, world: World, who: str, run: Run[Slice], resolution: Resolution) -> None:
-        if resolution.state is State.EXCEPTION:
-            await run.queue.report_failed(run.key)
+    make_run = _Unguarded
+
+
+class _Unsure(WatchedRun):
+    async def _report_once(self, resolution: Resolution) -> None:
+        await super()._report_once(resolution)
+        await super()._report_once(resolution)
+
+
+class ReportsAgain(Variant):
+    """A report that was taken is sent once more."""
+
+    make_run = _Unsure
+
+
+class _Timeless(WatchedRun):
+    async def _watch_deadline(self) -> None:
+        await trio.sleep_forever()
+
+
+class IgnoresDeadline(Variant):
+    """A deadline is noticed when the queue tells of it."""
+
+    make_run = _Timeless
+
+
+class _Lenient(WatchedRun):
+    def stop(self, cause: Cause) -> None:
+        if cause.kind is not CauseKind.MAX_RUN_TIME:
+            super().stop(cause)
+
+
+class IgnoresMaxRunTime(Variant):
+    """A task runs for as long as it likes."""
+
+    make_run = _Lenient
+
+
+class _Faint(WatchedRun):
+    async def _reclaim(self) -> bool:
+        ours = False
+        with trio.move_on_after(RECLAIM_PAUSE):
+            ours = await super()._reclaim()
+        if not ours:
+            self.stop(Cause(CauseKind.CLAIM_LOST, "a reclaim failed"))
+        return ours
+
+
+class LosesHeart(Variant):
+    """A reclaim that fails, for whatever reason, ends the run."""
+
+    make_run = _Faint
+
+
+class Quits(Variant):
+    """A worker ends when a claim fails."""
+
+    def transport(self, ports: SimulatedPorts, inner: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
+        return _Offended(ports, inner)
+
+
+class _Offended(httpx.AsyncBaseTransport):
+    def __init__(self, ports: SimulatedPorts, inner: httpx.AsyncBaseTransport) -> None:
+        self._ports = ports
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._inner.handle_async_request(request)
+        except httpx.HTTPError:
+            if "/claim-work/" in request.url.path:
+                for keeper in self._ports.world.keepers:
+                    if keeper.life is not None and keeper.life.ports is self._ports and keeper.life.supervisor:
+                        keeper.life.supervisor.abort()
+            raise
+
+
+class IgnoresExitCode(Variant):
+    """Every task that ends has succeeded."""
+
+    def exit_code(self, code: int) -> int:
+        return 0
+
+
+class ForgetsLeftovers(Variant):
+    """A worker does not look for what a killed one has left."""
+
+    def end_leftovers(self, ports: SimulatedPorts) -> None:
+        pass
 
 
 class DropsLastChunk(Variant):
@@ -111,6 +213,22 @@ class _Forgetful(httpx.AsyncBaseTransport):
         return {name: value for name, value in claim.items() if name != "task"} | {"takenUntil": until.isoformat()}
 
 
+class Hangs(Variant):
+    """To end a sandbox takes for ever."""
+
+    async def kill(self, world: World, sandbox: SimulatedSandbox, grace: float) -> None:
+        await sandbox.kill(grace)
+        await trio.sleep_forever()
+
+
+class Spins(Variant):
+    """The event loop is blocked for good."""
+
+    def exit_code(self, code: int) -> int:
+        while True:
+            pass
+
+
 class LeavesChild(Variant):
     """Now and then a process is left running when its sandbox is killed."""
 
@@ -133,5 +251,14 @@ VARIANTS: Mapping[str, type[Variant]] = MappingProxyType(
         "drops-last-chunk": DropsLastChunk,
         "forgets-reclaim": ForgetsReclaim,
         "leaves-child": LeavesChild,
+        "reports-again": ReportsAgain,
+        "ignores-max-run-time": IgnoresMaxRunTime,
+        "quits": Quits,
+        "hangs": Hangs,
+        "spins": Spins,
+        "ignores-deadline": IgnoresDeadline,
+        "loses-heart": LosesHeart,
+        "ignores-exit-code": IgnoresExitCode,
+        "forgets-leftovers": ForgetsLeftovers,
     }
 )

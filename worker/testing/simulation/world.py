@@ -1,59 +1,40 @@
-"""One seed from its beginning to its end: the queue, the workers, the events, the calm, and what must then be true."""
+"""A world from its beginning to its end: the queue, the workers, the events, the calm, and what must then be true."""
 
 from __future__ import annotations
 
-import gc
-import logging
 import math
-import sys
-from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import trio
-import trio.testing
-from trio._core import _run as scheduler
 
 from worker.embedded.queue import EmbeddedQueue
 from worker.http import HttpClients, open_http
+from worker.model import RunKey
 from worker.queue.credentials import Credentials
 from worker.queue.deployment import Deployment
 from worker.queue.models import CreateTaskRequest
 from worker.queue.services import Queue
 from worker.schema import JsonObject
 from worker.testing.simulation import limits
-from worker.testing.simulation.aftermath import check_cancel, check_end, check_settled, wait_idle, wait_resolved
+from worker.testing.simulation.aftermath import check_cancel, check_settled, wait_completed, wait_idle, wait_resolved
 from worker.testing.simulation.chaos import Chaos, seeded
-from worker.testing.simulation.history import History, HistoryHandler
+from worker.testing.simulation.history import History
 from worker.testing.simulation.keeper import Keeper
 from worker.testing.simulation.ledger import Ledger
 from worker.testing.simulation.network import Network
-from worker.testing.simulation.plan import Event, Plan, TaskPlan, plan_of
+from worker.testing.simulation.plan import Event, Plan, TaskPlan, WorkerPlan
 from worker.testing.simulation.ports import SimulatedPorts
 from worker.testing.simulation.sockets import DeafSockets
-from worker.testing.simulation.variants import VARIANTS, Variant
+from worker.testing.simulation.variants import Variant
+from worker.testing.simulation.verdict import check_end
 from worker.testing.simulation.witness import Witness
 
 ROOT_URL = "http://queue.invalid"
 TASK_QUEUE = "proj-test/simulated"
 REST = 0.9  # virtual seconds at the beginning in which there are no tasks
 LONGEST = 20_000.0  # virtual seconds of one seed
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a seed. `broken` is empty where every promise was kept."""
-
-    seed: int
-    broken: str
-    digest: str
-    events: int
-    faults: Counter[str]
-    tail: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,6 +65,11 @@ class World:
         self.embedded.root_url = ROOT_URL
         self.keepers: list[Keeper] = []
         self.tasks: list[Created] = []
+        self.deadlines: dict[str, float] = {}  # of tasks
+        self.cancelled: set[str] = set()  # tasks
+        self.told: dict[str, float] = {}  # when which worker was told to stop
+        self.broken_for_good: set[str] = set()  # the workers whose engine is
+        self.troubled: set[tuple[RunKey, str]] = set()  # at which stage a hook raised
         self.calm_since = math.inf  # when the last fault has ended
         self.queue: Queue
         self.http: HttpClients
@@ -93,9 +79,17 @@ class World:
         """Virtual seconds since the beginning."""
         return trio.current_time()
 
-    def capacity_of(self, who: str) -> int:
-        """The capacity of a worker, whichever of its lives `who` is."""
-        return next(worker.capacity for worker in self.plan.workers if worker.name == who.partition(".")[0])
+    def plan_for(self, who: str) -> WorkerPlan:
+        """The plan of a worker, whichever of its lives `who` is."""
+        return next(worker for worker in self.plan.workers if worker.name == who.partition(".")[0])
+
+    def is_over(self, who: str) -> bool:
+        """Whether that life of a worker was ended, or is to end."""
+        return who in self.told or who in self.broken_for_good or self.ledger.is_dead(who)
+
+    def shielded(self) -> float:
+        """For how long hooks that cannot be ended may hold up the end of a worker."""
+        return 4 * limits.SHIELDED if any(kind.startswith("hook cannot") for kind in self.plan.rates) else 0.0
 
     async def run(self) -> None:
         """Live through the plan; `history.broken` says how it went."""
@@ -117,6 +111,7 @@ class World:
         self.keepers = [Keeper(self, worker, credentials) for worker in self.plan.workers]
         for keeper in self.keepers:
             self.nursery.start_soon(keeper.run)
+        self.nursery.start_soon(self._watch)
         await trio.sleep(REST)
         for keeper in self.keepers:
             keeper.at_rest = keeper.tasks()
@@ -127,6 +122,13 @@ class World:
                 happening.start_soon(self._happen, event)
         await trio.sleep_until(self.plan.calm_at)
         await self._calm()
+
+    async def _watch(self) -> None:
+        while True:
+            await trio.sleep(5)
+            for keeper in self.keepers:
+                if keeper.life is not None:
+                    keeper.life.machine.check()
 
     async def _create_at(self, task: TaskPlan) -> None:
         await trio.sleep_until(task.at)
@@ -144,11 +146,18 @@ class World:
             "payload": task.payload,
             "priority": priority,
         }
+        self.deadlines[task_id] = self.time() + task.deadline
         self.history.note("observer", f"creates {task_id} {task.payload}")
         await self.queue.create_task(task_id, CreateTaskRequest.model_validate(definition))
         created = Created(task_id, task)
         self.tasks.append(created)
         return created
+
+    async def cancel(self, task_id: str) -> None:
+        """Cancel a task now."""
+        self.history.note("observer", f"cancels {task_id}")
+        self.cancelled.add(task_id)
+        await self.queue.client.cancelTask(task_id)
 
     async def _happen(self, event: Event) -> None:
         await trio.sleep_until(event.at)
@@ -156,9 +165,7 @@ class World:
             case "cancel":
                 if event.which < len(self.tasks):
                     self.chaos.counted("cancel")
-                    task_id = self.tasks[event.which].task_id
-                    self.history.note("observer", f"cancels {task_id}")
-                    await self.queue.client.cancelTask(task_id)
+                    await self.cancel(self.tasks[event.which].task_id)
             case "outage":
                 self.chaos.counted(f"outage {event.how}")
                 self.history.note("network", f"outage for {event.length:g} s: {event.how}")
@@ -172,12 +179,15 @@ class World:
 
     async def _calm(self) -> None:
         self.chaos.calm = True
-        self.calm_since = trio.current_time()
         self.network.outage = ""
         self.history.note("world", "from now on nothing goes wrong")
         await self.network.wait_clear()
+        self.calm_since = trio.current_time()
         probe = await self.create(TaskPlan(self.time(), 86_000, {"maxRunTime": 60, "sim": {"lines": 3}}), "highest")
-        await wait_resolved(self, [probe], limits.RECOVERY, "the worker claims again when the faults have stopped")
+        promise = "the worker completes a new task when the faults have stopped"
+        await wait_completed(self, probe, limits.RECOVERY, promise)
+        for task in self.plan.late:
+            await self.create(task)
         longest = sum(task.plan.payload["maxRunTime"] + 60 for task in self.tasks) + self.plan.hang
         retries = 3 * self.plan.claim_timeout
         await wait_resolved(self, self.tasks, longest + retries, "every run is resolved, or expires")
@@ -187,62 +197,3 @@ class World:
         for keeper in self.keepers:
             await keeper.end()
         await check_end(self)
-
-
-def simulate(seed: int, variant: str = "none", *, all_lines: bool = False) -> Outcome:
-    """Live through one seed. The same seed gives the same digest where PYTHONHASHSEED is the same."""
-    with TemporaryDirectory(prefix="simulation-") as name, _engine_installed(Path(name)), _reproducible(seed):
-
-        async def main() -> World:
-            world = World(plan_of(seed), VARIANTS[variant](), Path(name))
-            with _heard(world.history, name):
-                await world.run()
-            return world
-
-        world = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-    history = world.history
-    tail = history.tail() if history.broken or all_lines else []
-    return Outcome(seed, history.broken, history.digest, history.count, world.chaos.counts, tail)
-
-
-@contextmanager
-def _engine_installed(folder: Path) -> Generator[None, None, None]:
-    """The engine is known to the registry in the way of any installed package."""
-    info = folder / "simulation-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: simulation\nVersion: 1\n")
-    module = "worker.testing.simulation.engine"
-    (info / "entry_points.txt").write_text(f"[tc_worker.engines]\nsimulated = {module}:Simulated\n")
-    sys.path.append(str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-@contextmanager
-def _reproducible(seed: int) -> Generator[None, None, None]:
-    """Trio's scheduling follows the seed, and garbage is not collected in the middle of something."""
-    setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)  # noqa: B010 - Trio has no public switch for it
-    scheduler._r.seed(seed)
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-@contextmanager
-def _heard(history: History, hidden: str) -> Generator[None, None, None]:
-    """The worker's own log goes into the history."""
-    logger = logging.getLogger("worker")
-    handler = HistoryHandler(history, hidden)
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = True
