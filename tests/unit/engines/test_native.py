@@ -257,8 +257,9 @@ async def test_what_is_left_running_is_ended_and_told(tmp_path: Path) -> None:
 
 
 async def test_a_grace_of_its_own(tmp_path: Path) -> None:
-    script = "trap '' TERM; echo ready; while :; do sleep 1000; done"
-    payload = NativePayload(command=[["sh", "-c", f"({script}) &"]], limits=TaskLimits(kill_grace=0))
+    # The command does not end before the process that it leaves behind is deaf.
+    script = "(trap '' TERM; echo > deaf; while :; do sleep 1000; done) & until [ -e deaf ]; do sleep 0.01; done"
+    payload = NativePayload(command=[["sh", "-c", script]], limits=TaskLimits(kill_grace=0))
     async with open_services(tmp_path) as services, open_run(tmp_path, payload) as run, opened(services) as engine:
         async with engine.builder(run) as builder, builder.sandbox() as sandbox:
             await sandbox.wait()
