@@ -111,7 +111,7 @@ class Sequence:
             message += amount.to_bytes(4, "little")
         # Most of what is forbidden or ends a stream early is left out, so that sequences come to something.
         early = kind == FIN and account is not None and not account.accepted
-        if (early or not self.allows(message)) and rng.random() < 0.99:
+        if rng.random() < (0.99 if not self.allows(message) else 0.8 if early else 0):
             return True
         return self.feed(message)
 
