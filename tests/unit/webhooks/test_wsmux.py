@@ -141,6 +141,7 @@ def test_accepting_grants_the_window_and_gives_as_much_credit() -> None:
         connection.send(0, bytes(size))
         connection.take_messages()
         sent += size
+        assert sent <= 4 * MIB
     assert sent == 4 * MIB
 
 
@@ -369,6 +370,16 @@ def test_after_its_fin_the_peer_sends_no_more(message: bytes) -> None:
     connection = with_stream()
     connection.receive(fin(0), 0)
     refuses(connection, message, "on stream 0, which is GOT_FIN")
+
+
+def test_after_its_fin_the_peer_is_told_no_more_of_what_was_consumed() -> None:
+    connection = with_stream(window=10)
+    connection.receive(dat(0, bytes(10)), 0)
+    connection.receive(fin(0), 0)
+    connection.consumed(0, 10)
+    assert connection.take_messages() == []
+    assert connection.receive(ack(0, 1), 0) == [CreditGained(0)]
+    refuses(connection, dat(0, b"x"), "which is GOT_FIN")
 
 
 def test_a_stream_that_has_ended_is_kept_until_it_is_read_and_acknowledges_nothing() -> None:

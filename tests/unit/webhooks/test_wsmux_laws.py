@@ -221,7 +221,10 @@ def test_all_bytes_come_through_a_window_of_any_size(data: bytes, window: int, d
     receiver.accept(stream_id)
     exchange((sender, receiver))
     got, at, unread, finished = b"", 0, 0, False
+    rounds = 0
     while not finished:
+        rounds += 1
+        assert rounds <= 3 * len(data) + 3, "it stands still"
         most = sender.sendable(stream_id)
         if at == len(data):
             sender.finish(stream_id)
