@@ -21,6 +21,7 @@ _PERIOD = 100_000  # microseconds, over which a share of the processors is measu
 # Controllers by their names in v2; v1 calls one of them otherwise.
 _CONTROLLERS = ("memory", "pids", "cpu", "io")
 _LEGACY_NAMES = {"blkio": "io"}
+_MOST_GROUPS = 5000  # that a task may make in its own; half a millisecond each in the end
 _HELPERS = 1  # processes of ours in a group, which a task's own limit is not to count
 
 
@@ -161,6 +162,9 @@ class Cgroup:
         try:
             for path in self.paths:
                 path.mkdir()
+            # What a task makes below is looked through and removed in the end, which must not take long.
+            if (most := self._unified / "cgroup.max.descendants").exists():
+                most.write_text(str(_MOST_GROUPS))
             for file, value in settings(self._places, limits):
                 file.write_text(value)
         except OSError:

@@ -108,6 +108,7 @@ class ToldMembers:
         strayed = found - self._grouped() if self.cgroup is not None else set()
         running = {each for each in found if proctree.is_running(each)}
         proctree.send(found, signal.SIGTERM)
+        proctree.send(found, signal.SIGCONT)  # Who is stopped does not act on it.
         return Asked(found, running, strayed & running)
 
     def kill(self) -> set[Identity]:
@@ -117,6 +118,10 @@ class ToldMembers:
             self.cgroup.kill()
         left = self.alive() if self.namespace is not None else proctree.kill_all(self._look)
         thaw(self.freezer, left)
+        if self.namespace is not None and not left:
+            # The leaders are outside, and one whose command was stopped is stopped itself: nothing else ends it. It
+            # comes last, since it is by the leaders that the others are found.
+            proctree.send(self.led_by, signal.SIGKILL)
         return left
 
     async def wait_dead(self, processes: Iterable[Identity]) -> None:

@@ -5,6 +5,7 @@ Source: prctl(2), PR_SET_CHILD_SUBREAPER.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -17,6 +18,8 @@ import trio
 from worker import cgroups, proctree
 from worker.ports import Ports
 from worker.proctree import Identity
+
+log = logging.getLogger("worker")
 
 # In the environment of every process of a tree, so that it can be told whose it is.
 MARK = "TC_WORKER_TREE"
@@ -83,7 +86,10 @@ class Orphans:
         with trio.open_signal_receiver(signal.SIGCHLD) as signals:
             async for _ in signals:
                 async with self.still:
-                    await ports.run_sync(self._reap)
+                    try:
+                        await ports.run_sync(self._reap)
+                    except OSError as error:  # such as that there are no more descriptors, which may pass
+                        log.warning("processes that have ended could not be waited for: %s", error.strerror)
 
     def _reap(self) -> None:
         for orphan in self._all():

@@ -180,19 +180,22 @@ class ProcessTree:
     async def _end_by_force(self) -> None:
         left: set[Identity] | None = None
         trouble = ""
-        with trio.move_on_after(KILL_LIMIT) as in_time:
+        with trio.CancelScope() as in_time:
             while left is None or left:
                 try:
                     left = await self._in_thread(self._members.kill)
-                    with trio.move_on_after(AGAIN):
-                        await self._members.wait_dead(left)
                 except OSError as error:  # such as that there are no more descriptors, which may pass
                     trouble = f"; {error}"
-                    await trio.sleep(AGAIN)
+                # From the first attempt on: it may have waited for a thread, or for others who look.
+                in_time.deadline = min(in_time.deadline, trio.current_time() + KILL_LIMIT)
+                with trio.move_on_after(AGAIN):
+                    if left is None:
+                        await trio.sleep_forever()
+                    await self._members.wait_dead(left)
             for process in self.leaders if self._namespace is None else (*self.leaders, self._namespace.holder):
                 await process.wait()
-        if in_time.cancelled_caught:
-            raise NotContained(f"processes survived KILL: {sorted(each.pid for each in left or ())}{trouble}")
+        if in_time.cancelled_caught and (survivors := await self._in_thread(self._members.alive)):
+            raise NotContained(f"processes survived KILL: {sorted(each.pid for each in survivors)}{trouble}")
 
     def _close_accounts(self) -> None:
         self.usage()

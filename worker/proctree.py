@@ -101,7 +101,11 @@ def is_alive(pid: int, started: int | None = None) -> bool:
 
 def is_running(process: Identity) -> bool:
     """Whether it is alive, and not about to end either."""
-    return is_alive(*process) and not Stat(process.pid).exiting
+    try:
+        stat = Stat(process.pid)
+    except GONE:
+        return False
+    return stat.alive and stat.started == process.started and not stat.exiting
 
 
 def identify(find: Callable[[], Iterable[int]]) -> set[Identity]:

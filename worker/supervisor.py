@@ -93,13 +93,15 @@ class Supervisor:
 
         When it returns nothing runs. Cancelled, it kills what runs and reports nothing.
         """
-        async with trio.open_nursery() as monitors:
-            poll = CancelPoll(self._queue, self._ports, self._config.cancel_poll_interval, self._runs)
-            monitors.start_soon(poll.run)
-            monitors.start_soon(self._watchdog.beat)
-            await self._claim_and_drain()
-            monitors.cancel_scope.cancel()
-        self._expect_end(0)
+        try:
+            async with trio.open_nursery() as monitors:
+                poll = CancelPoll(self._queue, self._ports, self._config.cancel_poll_interval, self._runs)
+                monitors.start_soon(poll.run)
+                monitors.start_soon(self._watchdog.beat)
+                await self._claim_and_drain()
+                monitors.cancel_scope.cancel()
+        finally:
+            self._expect_end(0)
         return self._state.stop or StopReason.STOPPED
 
     async def _claim_and_drain(self) -> None:
@@ -247,7 +249,12 @@ class Supervisor:
 
     async def _disk_suffices(self) -> bool:
         with self._watchdog.expects("a look at the disk", DISK_LIMIT):
-            free = (await self._ports.run_sync(shutil.disk_usage, self._workshop.services.work_dir)).free
+            try:
+                free = (await self._ports.run_sync(shutil.disk_usage, self._workshop.services.work_dir)).free
+            except OSError as error:  # Its tasks may yet come to their ends.
+                log.warning("workDir cannot be looked at: %s", error.strerror)
+                self._state.postponed(trio.current_time() + DISK_PAUSE)
+                return False
         low = free < self._config.minimum_disk_space
         if low:
             self._state.postponed(trio.current_time() + DISK_PAUSE)

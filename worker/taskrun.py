@@ -337,8 +337,9 @@ class TaskRun:
                 else:
                     log.info("%s: %s %s", self.key, resolution, resolution.message)
                     return
-        reason = "the queue has resolved it" if self._resolved_by_queue else "it did not succeed while the claim lasted"
-        log.warning("%s: not reported as %s: %s", self.key, resolution, reason)
+        # The queue may have resolved it by this very report, of which the answer was still on its way.
+        reason = "the queue has resolved the run" if self._resolved_by_queue else "the claim lasted no longer"
+        log.warning("%s: its report as %s was not confirmed: %s", self.key, resolution, reason)
 
     async def _report_once(self, resolution: Resolution) -> None:
         match resolution.state:

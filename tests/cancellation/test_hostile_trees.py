@@ -64,7 +64,13 @@ async def cancelled(folder: Path, ready: Path, *traits: str, user: Sequence[str]
             return seconds, await world.log(task_id)
 
 
-EACH = [*((trait,) for trait in TRAITS if trait not in {"exit"}), ("mute",), HOSTILE, (*HOSTILE, "frozen")]
+EACH = [
+    *((trait,) for trait in TRAITS if trait not in {"exit"}),
+    ("mute",),
+    ("stopped", "deaf"),
+    HOSTILE,
+    (*HOSTILE, "frozen"),
+]
 
 
 @pytest.mark.parametrize("traits", EACH, ids="-".join)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 import trio
 
@@ -25,21 +26,44 @@ def parse_date(value: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+class Skew(NamedTuple):
+    """Between how many seconds another clock is ahead of ours."""
+
+    least: float
+    most: float
+
+    def agrees(self, other: Skew) -> bool:
+        """Whether both can be true of the same clock."""
+        return self.least - NOTABLE_SKEW < other.most and other.least - NOTABLE_SKEW < self.most
+
+    def narrowed(self, other: Skew) -> Skew:
+        """What both say; where they differ by little, which is a clock's drift, what `other` says."""
+        least, most = max(self.least, other.least), min(self.most, other.most)
+        return Skew(least, most) if least <= most else other
+
+    def nearest(self, seconds: float) -> float:
+        """The possible value that is nearest to `seconds`."""
+        return min(max(seconds, self.least), self.most)
+
+
 class ServiceClock:
     """Times of the services', by our own clock and what is known of the difference.
 
-    The first answer is believed at once. Later a single answer does not change the clock by much, since deadlines and
-    claims hang on it: the next one must agree.
+    The first answer is believed at once. One that contradicts what is known is not believed before the next one agrees
+    with it, since deadlines and claims hang on the clock.
     """
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
-        # Seconds that the services' clock is ahead of ours.
-        self.skew = 0.0
-        # The same as the last answer alone has it: until the next one agrees it is no more than a claim.
-        self.claimed_skew = 0.0
-        self._known = False
+        self.skew = 0.0  # seconds that the services' clock is ahead of ours, as well as it is known
+        self._known: Skew | None = None
+        self._claimed: Skew | None = None  # what the last answer alone says
         self._was_set = trio.Event()  # replaced whenever it is set
+
+    @property
+    def claimed_skew(self) -> float:
+        """The skew as the last answer has it, be it believed or not."""
+        return self.skew if self._claimed is None else self._claimed.nearest(self.skew)
 
     def timestamp(self) -> float:
         """The time in seconds since 1970, as well as it is known."""
@@ -65,16 +89,19 @@ class ServiceClock:
         """An answer to a request that was `sent` at that time, by our clock, has arrived now with the header `date`."""
         if (moment := parse_date(date or "")) is None:
             return
-        # It was written, by their clock, between the moment that it tells, to the second, and our receiving it. What is
-        # known already holds unless that contradicts it: an answer that was long on its way tells little.
-        least = (moment - self._ports.now()) / timedelta(seconds=1)
-        most = (moment - sent) / timedelta(seconds=1) + 1
-        agrees = least - NOTABLE_SKEW < self.claimed_skew < most + NOTABLE_SKEW
-        self.claimed_skew = min(max(self.skew, least), most)
-        if abs(self.claimed_skew - self.skew) < NOTABLE_SKEW:
-            self.skew = self.claimed_skew
-        elif agrees or not self._known:
-            self.skew = self.claimed_skew
+        # It was written, by their clock, between the moment that it tells, to the second, and our receiving it: so an
+        # answer that was long on its way tells little.
+        received = self._ports.now()
+        new = Skew((moment - received) / timedelta(seconds=1), (moment - sent) / timedelta(seconds=1) + 1)
+        before, self._claimed = self._claimed, new
+        if self._known is None or self._known.agrees(new):
+            self._set(new if self._known is None else self._known.narrowed(new))
+        elif before is not None and before.agrees(new):
+            self._set(before.narrowed(new))
+
+    def _set(self, known: Skew) -> None:
+        self._known = known
+        before, self.skew = self.skew, known.nearest(self.skew)
+        if abs(self.skew - before) >= NOTABLE_SKEW:
             self._was_set.set()
             self._was_set = trio.Event()
-        self._known = True

@@ -25,6 +25,7 @@ TRAITS = {
     "cgroup": "the second process moves to the root of every cgroup hierarchy that it may write",
     "env": "the environment is cleared",
     "frozen": "one more process is in a group `hostile-MARK` of the v1 freezer, where there is one that it may write",
+    "stopped": "the first process stops itself, by STOP, whenever it goes on",
     "exit": "the first process ends as soon as the tree is complete, and with success",
 }
 # Unless it has the trait `mute`, the tree keeps stdout open.
@@ -85,6 +86,8 @@ class _Tree:
         self.tell()
         if "exit" in self.traits:
             os._exit(0)
+        while "stopped" in self.traits:
+            os.kill(os.getpid(), signal.SIGSTOP)
         _pause()
 
     def second(self, complete: int) -> None:

@@ -71,6 +71,26 @@ async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock() -> No
         assert deployment.clock.skew == 0
 
 
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+async def test_what_an_answer_that_was_long_on_its_way_left_open_the_next_one_settles(hours: int) -> None:
+    offset, delay = timedelta(hours=hours), timedelta(seconds=40)
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        nonlocal delay
+        assert isinstance(ports, ScriptedPorts)
+        ports.moment += delay
+        given = answer(ports.moment - NOW + offset)
+        delay = timedelta()
+        return given
+
+    async with scripted(handle) as deployment:
+        ports = deployment.ports
+        assert isinstance(ports, ScriptedPorts)
+        for _ in range(2):
+            await service(deployment, "queue", lambda: CREDENTIALS).ping()
+        assert deployment.clock.skew == pytest.approx(offset.total_seconds(), abs=1)
+
+
 async def test_who_sleeps_until_a_time_of_the_queues_learns_of_its_clock(autojump_clock: MockClock) -> None:
     handle, _ = answers(answer(timedelta(hours=3)))
     async with scripted(handle) as deployment, trio.open_nursery() as nursery:

@@ -123,8 +123,10 @@ class Ledger:
     def _limits(self, who: str, key: RunKey) -> list[tuple[str, float]]:
         """Until when a process of a run may execute, by promise."""
         grace = self._world.plan_for(who).kill_grace
-        deadline = self._world.deadlines[key.task_id] + grace + limits.DEADLINE_SLACK
-        found = [("nothing executes past its deadline", deadline)]
+        found = []
+        if who in self._world.network.dated:  # Nobody else can know that it has passed.
+            deadline = max(self._world.deadlines[key.task_id], self._world.network.dated[who])
+            found.append(("nothing executes past its deadline", deadline + grace + limits.DEADLINE_SLACK))
         if (seen := self._world.witness.runs.get(key)) is not None:
             found.append(("nothing executes past takenUntil", seen.taken_until + limits.TAKEN_MARGIN))
             if seen.lost_at is not None:

@@ -9,6 +9,9 @@ TAKEN_MARGIN = 0.0
 # From a 409 that has arrived, or from a signal, to the end of the last process, beyond the kill grace.
 DEAD_SLACK = 1.0
 
+# An answer that was longer on its way does not tell what time it is for the queue.
+TELLING = 1.0
+
 # From a deadline to the end of the last process, beyond the kill grace: a difference of the clocks below 2 s is none.
 DEADLINE_SLACK = 3.0
 

@@ -15,6 +15,7 @@ import trio
 from starlette.types import ASGIApp
 
 from worker.ports import Ports
+from worker.testing.simulation import limits
 from worker.testing.simulation.exchange import Exchange, Headers
 from worker.testing.simulation.fates import EARLY, NONSENSE, Fate, dated, draw
 from worker.testing.simulation.history import describe
@@ -228,7 +229,7 @@ class Network:
 
     def arrived(self, exchange: Exchange, sent: Sent, fate: Fate, status: int, body: bytes) -> None:
         """The client has all of an answer."""
-        if fate.date in {"", "date is off"}:
+        if fate.date in {"", "date is off"} and fate.there + fate.back < limits.TELLING:
             self.dated.setdefault(sent.who, self._world.time())
         self._world.witness.arrived(sent, status, body)
         self._close(exchange)
