@@ -40,7 +40,7 @@ from worker.workshop import Workshop, open_workshop
 
 log = logging.getLogger("worker")
 
-MakeRun = Callable[[Workshop, TaskClaim], TaskRun]
+MakeRun = Callable[[Workshop, TaskClaim, Callable[[], None]], TaskRun]
 OpenWebhooks = Callable[[Ports, WebhooksConfig], AbstractAsyncContextManager[Webhooks]]
 
 # Limits in seconds. The queue's long poll is 20 s (facts page, 1); one that takes longer brings nothing any more.
@@ -123,6 +123,9 @@ class Supervisor:
         self._asking.cancel()
         self._end_runs(0, ABORT_LIMIT)
 
+    def _distrust(self) -> None:
+        self._finish(StopReason.FAULT)
+
     def _finish(self, reason: StopReason) -> None:
         self._state.stopping(reason)
         self._on_stop()
@@ -187,7 +190,7 @@ class Supervisor:
             wanted = 0 if self._state.stop is not None else number
             for claim in answer.tasks[wanted:]:
                 tasks.start_soon(self._give_back, claim)
-            runs = [self._make_run(self._workshop, claim) for claim in answer.tasks[:wanted]]
+            runs = [self._make_run(self._workshop, claim, self._distrust) for claim in answer.tasks[:wanted]]
             new = {run.key: run for run in runs if run.key not in self._runs}
             self._state.answered(len(new))
             self._runs |= new
@@ -228,8 +231,6 @@ class Supervisor:
             del self._runs[run.key]
             self._state.ended(trio.current_time())
             self._wake()
-        if run.fatal:
-            self._finish(StopReason.FAULT)
 
     async def _give_back(self, claim: TaskClaim) -> None:
         """Hand a run that came too late to another worker."""

@@ -10,7 +10,7 @@ After a shutdown `finished` comes before `stopped`: the log is saved first, othe
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -43,10 +43,14 @@ ARTIFACTS_SHARE = 2 / 3  # of a shutdown's grace, where the log must wait for th
 
 
 class TaskRun:
-    """Runs one claim; made by the supervisor, which can `stop` it at any time."""
+    """Runs one claim; made by the supervisor, which can `stop` it at any time.
 
-    def __init__(self, workshop: Workshop, claim: TaskClaim) -> None:
+    `on_fatal` is called as soon as something happens by which the worker is not to be trusted with any more tasks.
+    """
+
+    def __init__(self, workshop: Workshop, claim: TaskClaim, on_fatal: Callable[[], None]) -> None:
         self._workshop = workshop
+        self._on_fatal = on_fatal
         self._ports = workshop.services.ports
         self.key = RunKey(claim.status.task_id, claim.run_id)
         self._task = claim.task
@@ -69,7 +73,6 @@ class TaskRun:
         self._reporting = trio.CancelScope()
         self._resolved_by_queue = False
         self.cause: Cause | None = None
-        self.fatal = False  # whether the worker is to stop because of what happened here
         self.resolution: Resolution | None = None  # once it has ended as a run does: reported, or not to be reported
 
     def stop(self, cause: Cause) -> None:
@@ -307,7 +310,8 @@ class TaskRun:
         verdict = classify(error, incident)
         if verdict.severity is Severity.INTERNAL:
             log.error("%s: incident %s", self.key, incident, exc_info=error)
-        self.fatal = self.fatal or any(isinstance(leaf, FatalWorkerFault) for leaf in leaves(error))
+        if any(isinstance(leaf, FatalWorkerFault) for leaf in leaves(error)):
+            self._on_fatal()
         return verdict
 
     async def _report(self, resolution: Resolution) -> Resolution:

@@ -226,6 +226,25 @@ async def test_a_signal_while_artifacts_are_uploaded_leaves_time_to_save_the_log
         assert "told to stop, and had no time left before all of its artifacts were saved" in last
 
 
+async def test_a_worker_that_cannot_be_trusted_claims_no_more_although_a_run_is_still_ending(tmp_path: Path) -> None:
+    storing, created = trio.Event(), trio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response | None:
+        if request.method == "PUT":
+            storing.set()
+            await created.wait()
+        return None
+
+    async with open_world(tmp_path) as world:
+        await world.create({"mock": {"raises": "fatal"}})
+        config = world.config(engine="mock", plugins={"disabled": ["maxRunTime"]}, capacity=2)
+        async with working(world, config, answer):
+            await storing.wait()
+            task_id = await world.create({})
+            created.set()
+        assert (await world.queue.status(task_id)).state == "pending"
+
+
 def with_short_limits(config: Config) -> Config:
     """As no operator can have them: an end that hangs is noticed after a second."""
     limits = config.worker.limits.model_copy(update={"kill": timedelta()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from worker.model import Resolution
 from worker.queue.models import TaskClaim
 from worker.taskrun import TaskRun
@@ -13,8 +15,8 @@ from worker.workshop import Workshop
 class WatchedRun(TaskRun):
     """Passed to the worker as its `make_run`."""
 
-    def __init__(self, workshop: Workshop, claim: TaskClaim) -> None:
-        super().__init__(workshop, claim)
+    def __init__(self, workshop: Workshop, claim: TaskClaim, on_fatal: Callable[[], None]) -> None:
+        super().__init__(workshop, claim, on_fatal)
         ports = workshop.services.ports
         assert isinstance(ports, SimulatedPorts)
         self.ports = ports
