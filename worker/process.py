@@ -153,7 +153,8 @@ class ProcessTree:
     async def end(self, grace: float, hurry: trio.Event) -> None:
         """TERM to all, KILL to those that are left after `grace` seconds or when `hurry` is set; return when nobody is.
 
-        Raises NotContained. Not to be cancelled: the caller shields it; it takes `grace` + 5 s at most.
+        Raises NotContained. Not to be cancelled: the caller shields it; it takes `grace` + 5 s at most, and
+        what it waits for a thread.
         """
         # From the last to the first: whatever hinders the request to end, which is a courtesy, the killing follows.
         async with AsyncExitStack() as steps:
@@ -184,14 +185,13 @@ class ProcessTree:
             while left is None or left:
                 try:
                     left = await self._in_thread(self._members.kill)
+                    with trio.move_on_after(AGAIN):
+                        await self._members.wait_dead(left)
                 except OSError as error:  # such as that there are no more descriptors, which may pass
                     trouble = f"; {error}"
-                # From the first attempt on: it may have waited for a thread, or for others who look.
+                    await trio.sleep(AGAIN)
+                # From the first attempt on: that may have waited for a thread, or for others who look.
                 in_time.deadline = min(in_time.deadline, trio.current_time() + KILL_LIMIT)
-                with trio.move_on_after(AGAIN):
-                    if left is None:
-                        await trio.sleep_forever()
-                    await self._members.wait_dead(left)
             for process in self.leaders if self._namespace is None else (*self.leaders, self._namespace.holder):
                 await process.wait()
         if in_time.cancelled_caught and (survivors := await self._in_thread(self._members.alive)):
