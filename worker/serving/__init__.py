@@ -6,5 +6,17 @@ from worker.serving.connection import serve_connection
 from worker.serving.limits import ServingLimits
 from worker.serving.server import serve
 from worker.serving.sockets import listen, port_of
+from worker.serving.tls import BadCertificate, Certificate, TlsConfig, load_certificate
 
-__all__ = ["PeerGone", "ServingLimits", "listen", "port_of", "serve", "serve_connection"]
+__all__ = [
+    "BadCertificate",
+    "Certificate",
+    "PeerGone",
+    "ServingLimits",
+    "TlsConfig",
+    "listen",
+    "load_certificate",
+    "port_of",
+    "serve",
+    "serve_connection",
+]

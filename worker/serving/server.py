@@ -10,10 +10,11 @@ import trio
 from hypercorn.typing import ASGIFramework
 from starlette.types import ASGIApp
 
-from worker.serving.connection import serve_connection
+from worker.serving.connection import Address, serve_connection
 from worker.serving.limits import DEFAULT_LIMITS, ServingLimits
 from worker.serving.places import Place, Places
 from worker.serving.sockets import address_of, keep_alive
+from worker.serving.tls import Certificate, shake_hands
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ async def serve(
     listeners: list[trio.SocketListener],
     *,
     limits: ServingLimits = DEFAULT_LIMITS,
+    tls: Certificate | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` on `listeners` until cancelled; then they and all connections are closed at once, as they are.
@@ -46,58 +48,84 @@ async def serve(
     Nothing that a peer does ends it. A request whose application raises is answered with 500 where that is still
     possible. An application whose peer has gone is told so by `receive`, and its `send` raises `PeerGone`.
     Beyond `limits.connections` peers wait in the kernel's queue, and connections without a request make room.
-    The application's lifespan is the caller's affair: no lifespan events are sent.
+    With `tls` it speaks TLS alone. The application's lifespan is the caller's affair: no lifespan events are sent.
     """
-    places = Places(_number_of_places(limits))
-
+    server = _Server(app, limits, tls)
     async with trio.open_nursery() as nursery:
-
-        async def accept(listener: trio.SocketListener) -> None:
-            async with listener:
-                while True:
-                    stream = await _accept(listener, places)
-                    try:
-                        place = await places.take()
-                    except BaseException:
-                        stream.socket.close()
-                        raise
-                    nursery.start_soon(_serve_socket, app, stream, limits, place)
-
         for listener in listeners:
-            nursery.start_soon(accept, listener)
+            nursery.start_soon(server.accept, listener, nursery)
         task_status.started()
 
 
-async def _accept(listener: trio.SocketListener, places: Places) -> trio.SocketStream:
-    """The next connection. Raises OSError where there can be no other one."""
-    while True:
-        try:
-            return await listener.accept()
-        except OSError as error:
-            if error.errno not in EXHAUSTED | PEERS_FAULT:
-                raise
-            exhausted = error.errno in EXHAUSTED
-        if exhausted:
-            log.warning("no more connections for now: this process or machine has too many open files")
-            places.end_idle()
-            # Others may have them too, and nothing tells when one is free.
-            await trio.sleep(PAUSE)
+class _Server:
+    def __init__(self, app: ASGIFramework | ASGIApp, limits: ServingLimits, tls: Certificate | None) -> None:
+        self._app = app
+        self._limits = limits
+        self._tls = tls
+        self._places = Places(_number_of_places(limits))
+        self._exhausted = False
 
+    async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        """Accept connections until cancelled, and serve each in a task of `nursery`."""
+        async with listener:
+            while True:
+                stream = await self._next(listener)
+                if stream is None:
+                    # Others may have the descriptors too, and nothing tells when one is free.
+                    await trio.sleep(PAUSE)
+                    continue
+                try:
+                    place = await self._places.take()
+                except BaseException:
+                    stream.socket.close()
+                    raise
+                nursery.start_soon(self._serve, stream, place)
 
-async def _serve_socket(
-    app: ASGIFramework | ASGIApp, stream: trio.SocketStream, limits: ServingLimits, place: Place
-) -> None:
-    with place.held():
-        try:
-            keep_alive(stream, limits.ping_interval.total_seconds())
-            client = address_of(stream.socket.getpeername())
-            server = address_of(stream.socket.getsockname())
-        except OSError:  # it has gone already
-            stream.socket.close()
-            return
-        await serve_connection(
-            app, stream, limits=limits, scheme="http", client=client, server=server, activity=place.set_busy
-        )
+    async def _next(self, listener: trio.SocketListener) -> trio.SocketStream | None:
+        """The next connection, None where there is no descriptor for it. Raises OSError where none can come."""
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno in PEERS_FAULT:
+                    continue
+                if error.errno not in EXHAUSTED:
+                    raise
+                if not self._exhausted:
+                    log.warning("no further connections for now: too many open files in this process or machine")
+                self._exhausted = True
+                self._places.end_idle()
+                return None
+            self._exhausted = False
+            return stream
+
+    async def _serve(self, socket: trio.SocketStream, place: Place) -> None:
+        with place.held():
+            try:
+                keep_alive(socket, self._limits.ping_interval.total_seconds())
+                client, server = address_of(socket.socket.getpeername()), address_of(socket.socket.getsockname())
+            except OSError:
+                socket.socket.close()  # the peer has gone already
+                return
+            try:
+                await self._serve_peer(socket, place, client, server)
+            finally:
+                socket.socket.close()
+
+    async def _serve_peer(self, socket: trio.SocketStream, place: Place, client: Address, server: Address) -> None:
+        stream: trio.abc.Stream | None = socket
+        if self._tls is not None:
+            stream = await shake_hands(socket, self._tls, self._limits.header_time.total_seconds())
+        if stream is not None:
+            await serve_connection(
+                self._app,
+                stream,
+                limits=self._limits,
+                scheme="http" if self._tls is None else "https",
+                client=client,
+                server=server,
+                activity=place.set_busy,
+            )
 
 
 def _number_of_places(limits: ServingLimits) -> int:

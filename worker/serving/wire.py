@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
-
 import trio
 
 RECEIVE = 64 * 1024  # bytes at once
@@ -73,16 +71,24 @@ class Wire:
         self.wake()
 
     async def close(self) -> None:
-        """Close the stream so that the peer gets what was sent: a socket that is closed with unread bytes would take
-        that from it. At most 2 s; cancelled, it is closed at once."""
+        """Close the stream so that the peer gets what was sent, within 2 s. Cancelled, it is closed at once."""
         with trio.move_on_after(LINGER):
-            try:
-                async with self._sending:
-                    if send_eof := getattr(self._stream, "send_eof", None):
-                        await send_eof()
-                        while not self._eof:
-                            await self.receive(inf)
-                    await self._stream.aclose()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
+            async with self._sending:
+                await close_in_steps(self._stream)
         await trio.aclose_forcefully(self._stream)
+
+
+async def close_in_steps(stream: trio.abc.Stream) -> None:
+    """Close `stream` when the peer has closed it as well: a socket that is closed with bytes unread takes from the
+    peer what it was sent last. A stream that has no `send_eof` is closed at once, and does this inside. Raises nothing
+    where the peer has gone; cancelled, it closes the stream as it is."""
+    try:
+        if send_eof := getattr(stream, "send_eof", None):
+            await send_eof()
+            while await stream.receive_some(RECEIVE):
+                pass
+        await stream.aclose()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+    finally:
+        await trio.aclose_forcefully(stream)
