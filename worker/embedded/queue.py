@@ -35,13 +35,17 @@ from worker.embedded.store import Store, Transaction
 from worker.embedded.times import to_wire
 from worker.embedded.waiting import Waiting
 from worker.ports import Ports
-from worker.serving import listen, port_of, serve
+from worker.serving import ServingLimits, listen, port_of, serve
 
 ROOT_CLIENT = "static/taskcluster/root"
 QUEUE_CLIENT = "static/taskcluster/queue"
 CLAIM_TIMEOUT = timedelta(minutes=20)
 LAST_ANSWERS = 2.0
 """Seconds that a queue which stops gives to the requests under way."""
+LIMITS = ServingLimits(
+    headers=64 * 1024,  # a certificate with many scopes makes a long Authorization header
+    request_body=2**40,  # artifacts are uploaded here
+)
 
 
 class ClientCredentials(Protocol):
@@ -217,7 +221,7 @@ async def open_embedded_queue(
 
     async def serve_queue(*, task_status: trio.TaskStatus[None]) -> None:
         with serving:
-            await serve(cast("ASGIFramework", queue.app), listeners, task_status=task_status)
+            await serve(cast("ASGIFramework", queue.app), listeners, limits=LIMITS, task_status=task_status)
 
     failure: Exception | None = None
     try:
