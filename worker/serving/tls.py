@@ -7,13 +7,11 @@ import logging
 import re
 import ssl
 from pathlib import Path
-from typing import Annotated
 
 import trio
-from pydantic import BeforeValidator
 
 from worker.ports import Ports
-from worker.schema import Document
+from worker.schema import Document, FilePath
 from worker.serving.wire import RECEIVE, close_in_steps
 
 log = logging.getLogger(__name__)
@@ -25,13 +23,6 @@ class BadCertificate(Exception):
     """The files are not what they should be. The message names the file and the remedy, and has nothing of the key."""
 
 
-def _as_path(value: object) -> object:
-    return Path(value) if isinstance(value, str) and value else value
-
-
-FilePath = Annotated[Path, BeforeValidator(_as_path)]
-
-
 class TlsConfig(Document):
     """Files in PEM form: the certificate with those between it and a known authority, and its private key."""
 
@@ -40,10 +31,7 @@ class TlsConfig(Document):
 
     def below(self, folder: Path) -> TlsConfig:
         """The same, with relative paths taken to be in `folder`."""
-        return TlsConfig(
-            certificate=folder / self.certificate.expanduser(),
-            key=folder / self.key.expanduser(),
-        )
+        return TlsConfig(certificate=folder / self.certificate.expanduser(), key=folder / self.key.expanduser())
 
 
 class Certificate:

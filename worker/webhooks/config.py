@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import httpx
 from pydantic import AfterValidator, Field, model_validator
 
 from worker.schema import Document
+from worker.serving import ServingLimits, TlsConfig
 
 Provider = Literal["local", "statelessDns", "websocktunnel"]
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, not listened on
@@ -40,6 +42,9 @@ class WebhooksConfig(Document):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     public_url: Annotated[str, AfterValidator(_public)] | None = None
+    tls: TlsConfig | None = None
+    limits: ServingLimits = ServingLimits()
+    access_log: bool = True
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
@@ -47,8 +52,13 @@ class WebhooksConfig(Document):
             raise ValueError(f"host {self.host} is no address that others can use: publicUrl must name one")
         return self
 
+    def below(self, folder: Path) -> WebhooksConfig:
+        """The same, with relative paths taken to be in `folder`."""
+        return self.model_copy(update={"tls": self.tls and self.tls.below(folder)})
+
     def base_url(self, port: int) -> str:
         """The URL of the server that listens on `port`, without a slash at its end."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        template = self.public_url or f"http://{host}:{{port}}"
+        scheme = "http" if self.tls is None else "https"
+        template = self.public_url or f"{scheme}://{host}:{{port}}"
         return template.replace("{port}", str(port)).rstrip("/")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 
@@ -13,7 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker.errors import FatalWorkerFault
 from worker.ports import Ports
-from worker.serving import listen, port_of, serve
+from worker.serving import BadCertificate, listen, load_certificate, port_of, serve
+from worker.webhooks.access import AccessLog
 from worker.webhooks.config import WebhooksConfig
 
 ASGIHandler = ASGIApp
@@ -57,12 +58,17 @@ class _Attachment:
 
 
 class Webhooks:
-    """Where plugins attach handlers. `GET /healthz` answers 200; whatever has no handler is 404."""
+    """Where plugins attach handlers. Whatever has no handler is 404.
 
-    def __init__(self, ports: Ports, base_url: str) -> None:
+    `GET /healthz` answers 200, `GET /readyz` 200 while `not_ready` gives None, and 503 with the reason that it gives.
+    """
+
+    def __init__(self, ports: Ports, base_url: str, *, access_log: bool = True) -> None:
         self._ports = ports
         self._base_url = base_url
         self._attachments: list[_Attachment] = []
+        self._app: ASGIApp = AccessLog(self._answer, self._shown) if access_log else self._answer
+        self.not_ready: Callable[[], str | None] = lambda: None
 
     def attach(self, handler: ASGIHandler) -> AbstractAsyncContextManager[str]:
         """Serve `handler` (ASGI, http and websocket) for as long as the block lasts; yields its URL, ending in `/`.
@@ -89,9 +95,16 @@ class Webhooks:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application: passes a request on to the handler that its path names."""
+        await self._app(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw_path: bytes = scope["raw_path"]
         if raw_path == b"/healthz":
             await _respond(scope, send, 200, b"ok\n")
+            return
+        if raw_path == b"/readyz":
+            reason = self.not_ready()
+            await _respond(scope, send, 200 if reason is None else 503, f"{reason or 'ok'}\n".encode())
             return
         secret, _, below = raw_path.removeprefix(b"/").partition(b"/")
         attachment = self._find(secret)
@@ -102,6 +115,13 @@ class Webhooks:
         inner = {**scope, "raw_path": b"/" + below, "path": scope["path"][len(secret) + 1 :] or "/"}
         with attachment.request():
             await attachment.handler(inner, receive, send)
+
+    def _shown(self, raw_path: bytes) -> str:
+        """What of a path belongs into a log: no secret, also none that somebody guesses or that is of yesterday."""
+        if raw_path in {b"/healthz", b"/readyz"}:
+            return raw_path.decode()
+        secret, slash, below = raw_path.removeprefix(b"/").partition(b"/")
+        return "/***" if self._find(secret) is None else f"/***{(slash + below).decode('latin1')}"
 
     def _find(self, secret: bytes) -> _Attachment | None:
         # All are compared, each in constant time, so that timing tells nothing about any of them.
@@ -121,17 +141,21 @@ async def _respond(scope: Scope, send: Send, status: int, body: bytes) -> None:
 async def open_webhooks(ports: Ports, config: WebhooksConfig) -> AsyncGenerator[Webhooks, None]:
     """The server, for as long as the block lasts; then its connections are closed at once.
 
-    Raises `FatalWorkerFault` where it cannot listen, and what the block raises, as it is. A failure of the server, such
-    as of `accept`, cancels the block and comes in an exception group.
+    Raises `FatalWorkerFault` where it cannot listen or its certificate is of no use, and what the block raises, as it
+    is. A failure of the server, such as of `accept`, cancels the block and comes in an exception group.
     """
+    try:
+        certificate = None if config.tls is None else await load_certificate(config.tls, ports)
+    except BadCertificate as error:
+        raise FatalWorkerFault(f"webhooks.tls: {error}") from None
     try:
         listeners = await listen(config.host, config.port)
     except OSError as error:
         raise FatalWorkerFault(f"webhooks: cannot listen on {config.host} port {config.port}: {error}") from error
-    webhooks = Webhooks(ports, config.base_url(port_of(listeners)))
+    webhooks = Webhooks(ports, config.base_url(port_of(listeners)), access_log=config.access_log)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve, webhooks, listeners))
+        await nursery.start(partial(serve, webhooks, listeners, limits=config.limits, tls=certificate))
         try:
             yield webhooks
         except Exception as error:  # noqa: BLE001  # raised below, where no nursery wraps it
