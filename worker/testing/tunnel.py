@@ -16,12 +16,16 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final
 
 import trio
 from trio_websocket import WebSocketConnection, wrap_server_stream
 
+from worker.embedded.api_common import sign_jwt
 from worker.ports import Ports
+from worker.queue.models import WebsocktunnelTokenResponse
+from worker.queue.services import Auth
 from worker.serving import listen, port_of
 from worker.webhooks.mux import PING_INTERVAL, Mux, MuxStream
 from worker.webhooks.wsmux import Limits, Role
@@ -32,25 +36,14 @@ MAX_HEAD: Final = 64 * 1024
 CHUNK: Final = 64 * 1024
 
 
-def sign_jwt(secret: str, claims: dict[str, Any], algorithm: str = "HS256") -> str:
-    """A JWT (RFC 7519), signed with HMAC-SHA256 whatever it says of its algorithm."""
-    head, body = (_encode(json.dumps(part).encode()) for part in ({"alg": algorithm, "typ": "JWT"}, claims))
-    signature = hmac.digest(secret.encode(), f"{head}.{body}".encode(), "sha256")
-    return f"{head}.{body}.{_encode(signature)}"
-
-
 def read_jwt(secret: str, token: str) -> dict[str, Any]:
     """The claims of a JWT. Raises ValueError where it is not one that was signed with `secret`."""
     head, body, signature = token.split(".")
-    expected = _encode(hmac.digest(secret.encode(), f"{head}.{body}".encode(), "sha256"))
-    if json.loads(_decode(head)).get("alg") != "HS256" or not hmac.compare_digest(expected, signature):
+    expected = hmac.digest(secret.encode(), f"{head}.{body}".encode(), "sha256")
+    if json.loads(_decode(head)).get("alg") != "HS256" or not hmac.compare_digest(expected, _decode(signature)):
         raise ValueError("another signature")
     claims: dict[str, Any] = json.loads(_decode(body))
     return claims
-
-
-def _encode(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _decode(text: str) -> bytes:
@@ -111,7 +104,7 @@ class TunnelServer:
         """What auth.websocktunnelToken would give; `changes` are of the claims."""
         now = self.ports.now().timestamp()
         claims = {"tid": client_id, "aud": self.audience, "iat": now, "nbf": now - 900, "exp": now + 96 * 3600}
-        return sign_jwt(self.secret, claims | changes)
+        return sign_jwt(claims | changes, self.secret)
 
     def drop(self, client_id: str) -> None:
         """Close the worker's connection."""
@@ -201,6 +194,27 @@ class TunnelServer:
             await sink.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             nursery.cancel_scope.cancel()
+
+
+class TunnelAuth(Auth):
+    """Gives the tokens that `server` takes, each for `lifetime` seconds."""
+
+    # There is no deployment behind it, so the constructor of the real one is left out.
+    def __init__(self, server: TunnelServer, lifetime: float = 96 * 3600.0) -> None:
+        self.server = server
+        self.lifetime = lifetime
+        self.given = 0
+        self.refusals: list[Exception] = []  # for the next calls
+
+    async def websocktunnel_token(self, audience: str, client: str) -> WebsocktunnelTokenResponse:
+        """See `Auth`."""
+        await trio.lowlevel.checkpoint()
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.given += 1
+        expires = self.server.ports.now() + timedelta(seconds=self.lifetime)
+        token = self.server.token(client, aud=audience, exp=expires.timestamp(), jti=self.given)
+        return WebsocktunnelTokenResponse(expires=expires, token=token, wst_audience=audience, wst_client=client)
 
 
 class _Again(trio.abc.Stream):

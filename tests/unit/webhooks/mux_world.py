@@ -19,7 +19,18 @@ from worker.webhooks.wsmux import Limits, Role
 
 MIB = 1024 * 1024
 WINDOW = 4 * MIB
+LIMIT = 4000.0  # seconds, virtual ones where a test has those, against tests that hang
 DAT, SYN, ACK, FIN = range(4)
+
+
+@asynccontextmanager
+async def open_nursery() -> AsyncGenerator[trio.Nursery, None]:
+    """One that is cancelled at the end, and fails where that does not come."""
+    with trio.fail_after(LIMIT):
+        await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as nursery:
+            yield nursery
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -27,7 +38,7 @@ async def open_websockets() -> AsyncGenerator[tuple[WebSocketConnection, WebSock
     """A client's and a server's."""
     near, far = memory_stream_pair()
     made: list[WebSocketConnection] = []
-    async with trio.open_nursery() as nursery:
+    async with open_nursery() as nursery:
 
         async def serve() -> None:
             request = await wrap_server_stream(nursery, far, max_message_size=WINDOW + 5)
@@ -37,7 +48,17 @@ async def open_websockets() -> AsyncGenerator[tuple[WebSocketConnection, WebSock
             opening.start_soon(serve)
             client = await wrap_client_stream(nursery, near, "x", "/", max_message_size=WINDOW + 5)  # type: ignore[arg-type]  # any stream will do
         yield client, made[0]
-        nursery.cancel_scope.cancel()
+
+
+async def accept_websocket(stream: trio.abc.Stream, *headers: bytes) -> None:
+    """Read a handshake and accept it (RFC 6455, 4.2), by hand."""
+    request = b""
+    while not request.endswith(b"\r\n\r\n"):
+        request += await stream.receive_some(4096)
+    (key,) = re.findall(rb"(?i)sec-websocket-key: (\S+)", request)
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    lines = [b"HTTP/1.1 101 X", b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Accept: " + accept]
+    await stream.send_all(b"\r\n".join([*lines, *headers, b"", b""]))
 
 
 @asynccontextmanager
@@ -45,24 +66,11 @@ async def open_raw() -> AsyncGenerator[tuple[WebSocketConnection, trio.abc.Strea
     """A client's websocket, and the bare stream of a server that has accepted it; nothing is sent that is not read."""
     near, far = lockstep_stream_pair()
 
-    async def serve() -> None:
-        request = b""
-        while not request.endswith(b"\r\n\r\n"):
-            request += await far.receive_some(4096)
-        (key,) = re.findall(rb"(?i)sec-websocket-key: (\S+)", request)
-        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-        await far.send_all(
-            b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
-            + accept
-            + b"\r\n\r\n"
-        )
-
-    async with trio.open_nursery() as nursery:
+    async with open_nursery() as nursery:
         async with trio.open_nursery() as opening:
-            opening.start_soon(serve)
+            opening.start_soon(accept_websocket, far)
             client = await wrap_client_stream(nursery, near, "x", "/")  # type: ignore[arg-type]  # as above
         yield client, far
-        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -71,12 +79,11 @@ async def open_muxes(
 ) -> AsyncGenerator[tuple[Mux, trio.MemoryReceiveChannel[MuxStream]], None]:
     """A server's end, which opens streams, and where the client's end puts them."""
     offered, streams = trio.open_memory_channel[MuxStream](1000)
-    async with open_websockets() as (client, server), trio.open_nursery() as nursery:
+    async with open_websockets() as (client, server), open_nursery() as nursery:
         nursery.start_soon(Mux(client, Role.CLIENT, client_limits).run, offered.send_nowait)
         mux = Mux(server, Role.SERVER, server_limits)
         nursery.start_soon(mux.run, MuxStream.abandon)
         yield mux, streams
-        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -85,7 +92,7 @@ async def open_client(
 ) -> AsyncGenerator[tuple[Peer, trio.MemoryReceiveChannel[MuxStream]], None]:
     """A client's end whose server is played by a test."""
     offered, streams = trio.open_memory_channel[MuxStream](1000)
-    async with open_websockets() as (client, server), trio.open_nursery() as nursery:
+    async with open_websockets() as (client, server), open_nursery() as nursery:
         peer = Peer(server)
 
         async def run() -> None:
@@ -95,7 +102,6 @@ async def open_client(
 
         nursery.start_soon(run)
         yield peer, streams
-        nursery.cancel_scope.cancel()
 
 
 @dataclass
@@ -110,6 +116,7 @@ class Peer:
     data: dict[int, bytearray] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
     acks: list[tuple[int, int]] = field(default_factory=list)
+    changed: trio.Event = field(default_factory=trio.Event)  # set and replaced when a frame has come
 
     async def send(self, kind: int, stream_id: int, payload: bytes = b"") -> None:
         """Send a frame, whatever the account says."""
@@ -153,3 +160,5 @@ class Peer:
                 self.finished.add(stream_id)
             case _:
                 raise AssertionError(f"frame of type {kind}")
+        self.changed.set()
+        self.changed = trio.Event()
