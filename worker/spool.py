@@ -76,9 +76,9 @@ class Gzip:
 
     async def feed(self, chunk: bytes) -> None:
         """Compress these too. Raises OSError where the folder has no room; after that only `restart` is of use."""
-        await self._ports.run_sync(self._feed, chunk)
+        await self._ports.run_sync(self._compress, chunk)
 
-    def _feed(self, chunk: bytes) -> None:
+    def _compress(self, chunk: bytes) -> None:
         if self._compressor is None:
             self._compressor = zlib.compressobj(wbits=_GZIP_FORMAT)
         self._spool.write(self._compressor.compress(chunk))

@@ -20,6 +20,8 @@ CONTENT_HEADERS: list[Header] = [
     # What a task writes is not for a browser to guess a type from, nor for a proxy to keep or to change.
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store, no-transform"),
+    # Nor to gather (nginx, ngx_http_proxy_module).
+    (b"x-accel-buffering", b"no"),
     (b"referrer-policy", b"no-referrer"),
 ]
 

@@ -49,7 +49,7 @@ async def test_what_is_written_is_compressed_meanwhile(tmp_path: Path) -> None:
 
         async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
             result = await super().run_sync(function, *args)
-            if function.__name__ == "_feed":
+            if function.__name__ == "_compress":
                 assert isinstance(args[0], bytes)
                 self.fed += len(args[0])
                 if self.fed == 2 * BATCH:
