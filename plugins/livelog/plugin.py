@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import ClassVar
+from urllib.parse import quote
 
 import trio
 
@@ -28,6 +29,7 @@ from worker.queue.upload import UPLOAD_POLICY, upload_artifact
 from worker.run import Run
 from worker.schema import Document
 from worker.services import Services
+from worker.viewer import LogView, Viewer
 
 CONTENT_TYPE = "text/plain; charset=utf-8"
 
@@ -153,6 +155,13 @@ class LiveLog(Plugin[LiveLogConfig, LiveLogPayload]):
     ) -> None:
         super().__init__(config, services)
         self._upload_policy = upload_policy
+        self._viewer: Viewer | None = None
+
+    @asynccontextmanager
+    async def worker_scope(self) -> AsyncGenerator[None, None]:
+        """Read the viewer's files, once for all runs."""
+        self._viewer = await self.services.ports.run_sync(Viewer)
+        yield
 
     @asynccontextmanager
     async def task_scope(self, run: Run[LiveLogPayload]) -> AsyncGenerator[TaskHooks, None]:
@@ -161,11 +170,18 @@ class LiveLog(Plugin[LiveLogConfig, LiveLogPayload]):
             if run.payload.names.live is None:
                 yield self._hooks(run, None, backing)
                 return
-            viewers = Viewers(run.log)
+            viewers = Viewers(run.log, self._page(run, run.payload.names.live))
             async with self.services.webhooks.attach(viewers) as url:
                 yield self._hooks(run, url, backing)
                 with trio.move_on_after(self.config.lag.total_seconds()):
                     await viewers.wait_read()
+
+    def _page(self, run: Run[LiveLogPayload], name: str) -> LogView:
+        """The page of a run's log. When that is no longer here, a browser gets it from the queue, if anybody may."""
+        assert self._viewer is not None, "a run outside of the worker's scope"
+        root_url, (task_id, run_id) = self.services.identity.root_url, (run.key.task_id, run.key.run_id)
+        stored = f"{root_url}/api/queue/v1/task/{task_id}/runs/{run_id}/artifacts/{quote(name, safe='')}"
+        return LogView(self._viewer, title=f"Log of {run.key}", artifact=stored if name.startswith("public/") else None)
 
     def _hooks(self, run: Run[LiveLogPayload], url: str | None, backing: BackingLog) -> LiveLogHooks:
         return LiveLogHooks(self.config, self.services, run, url, backing, self._upload_policy)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import trio
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plugins.livelog.answers import (
     COMMON_HEADERS,
@@ -33,8 +33,10 @@ from worker.tasklog import TaskLog
 class Viewers:
     """An ASGI application that shows one log to whoever asks."""
 
-    def __init__(self, log: TaskLog) -> None:
+    def __init__(self, log: TaskLog, page: ASGIApp) -> None:
+        """`page` answers what is at `/view` and below it."""
         self._log = log
+        self._page = page
         self._reading = 0
         self._nobody_reads = trio.Event()
         self._nobody_reads.set()
@@ -60,6 +62,8 @@ class Viewers:
         try:
             if scope["type"] == "websocket":
                 await self._websocket(scope, receive, send)
+            elif scope["path"] == "/view" or scope["path"].startswith("/view/"):
+                await self._page(scope, receive, send)
             elif scope["method"] in {"GET", "HEAD"}:
                 await self._get(scope, receive, send)
             elif scope["method"] == "OPTIONS":

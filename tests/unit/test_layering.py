@@ -15,7 +15,7 @@ LAYERS: Sequence[frozenset[str]] = [
     frozenset(names.split())
     for names in (
         "worker.claims worker.environment worker.errors worker.linetimes worker.model worker.ports worker.quantities"
-        " worker.redaction",
+        " worker.redaction worker.viewer",
         "worker.logfile worker.spellings worker.tasktree",
         "worker.cgroups worker.folders worker.launcher worker.proctree",
         "worker.freezer worker.orphans worker.pidns",

@@ -285,7 +285,7 @@ async def test_the_reference_never_outlives_the_task(tmp_path: Path) -> None:
         task = task_definition(CREATED, expires=TASK.deadline + timedelta(seconds=1))
         run = Run(here.run.key, task, here.run.payload, here.run.log, here.queue, here.run.stop)
         plugin = LiveLog(LiveLogConfig(delay=timedelta()), here.services)
-        async with plugin.task_scope(run) as hooks:
+        async with plugin.worker_scope(), plugin.task_scope(run) as hooks:
             await run_background(hooks)
         (reference,) = here.queue.made(ReferenceArtifactRequest).values()
         assert reference.expires == task.expires
@@ -334,7 +334,7 @@ async def test_the_secret_is_not_in_the_log_though_the_queue_quotes_it(tmp_path:
         quotes = Quotes("")
         run = Run(here.run.key, TASK, here.run.payload, here.run.log, quotes, here.run.stop)
         plugin = LiveLog(LiveLogConfig(delay=timedelta()), here.services)
-        async with plugin.task_scope(run) as hooks:
+        async with plugin.worker_scope(), plugin.task_scope(run) as hooks:
             await run_background(hooks)
         (reference,) = quotes.made(ReferenceArtifactRequest).values()
         assert "not ***, please" in await log_text(run)

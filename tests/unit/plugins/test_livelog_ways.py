@@ -22,6 +22,7 @@ from plugins.livelog.ranges import Part, Wanted, parse_range, part_of
 from plugins.livelog.viewers import Viewers
 from worker.ports import Ports
 from worker.tasklog import TaskLog, open_tasklog
+from worker.viewer import LogView, Viewer
 from worker.webhooks import WebhooksConfig, open_webhooks
 
 HANDSHAKE = {
@@ -72,7 +73,7 @@ async def world(folder: Path) -> AsyncGenerator[World, None]:
         ):
 
             async def serve(task_status: trio.TaskStatus[str]) -> None:
-                async with webhooks.attach(Viewers(log)) as url:
+                async with webhooks.attach(Viewers(log, LogView(Viewer(), title="A log"))) as url:
                     task_status.started(url)
                     await detaching.wait()
 
@@ -339,6 +340,15 @@ async def test_times_of_a_part(tmp_path: Path) -> None:
         assert len((await here.client.get(here.url + "times")).json()["times"]) == 3
 
 
+async def test_a_page_shows_the_log(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        page = await here.client.get(here.url + "view")
+        assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "A log" in page.text
+        assert (await here.client.get(here.url + "view/main.js")).status_code == 200
+
+
 async def test_other_paths_are_not_there(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         assert (await here.client.get(here.url + "secrets")).status_code == 404
+        assert (await here.client.get(here.url + "viewer")).status_code == 404
