@@ -179,6 +179,7 @@ WEBSOCKET = {
     "handshake, then FIN": Peer([ECHO, FIN]),
     "extensions that are nonsense": Peer(
         [get(b"{path}echo", *UPGRADE, KEY, VERSION, b"Sec-WebSocket-Extensions: permessage-deflate; =;;,,="), FIN],
+        status(101),
     ),
     "frames before the answer": Peer([ECHO + frame(TEXT, b"hi"), Until(b"\x81\x02hi"), FIN], status(101)),
     "many frames before the answer": Peer([ECHO + frame(BINARY, b"x" * 100) * 10_000, FIN]),
