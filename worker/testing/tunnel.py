@@ -28,12 +28,13 @@ from worker.queue.models import WebsocktunnelTokenResponse
 from worker.queue.services import Auth
 from worker.serving import listen, port_of
 from worker.webhooks.mux import PING_INTERVAL, Mux, MuxStream
-from worker.webhooks.wsmux import Limits, Role
+from worker.webhooks.wsmux import Limits, LocalProtocolError, Role
 
 ID: Final = re.compile(rb"[a-zA-Z0-9_~.%-]+")
 BEARER: Final = re.compile(rb"Bearer ([\w.-]+)")
 MAX_HEAD: Final = 64 * 1024
 CHUNK: Final = 64 * 1024
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 def read_jwt(secret: str, token: str) -> dict[str, Any]:
@@ -85,6 +86,7 @@ class TunnelServer:
     limits: Limits
     ping_interval: float
     prefix: str  # of the URLs that are granted
+    pretends: bool = False  # to end what was broken off as if it were whole, as the deployed server does with chunks
     refusals: list[int] = field(default_factory=list)  # statuses for the next workers that connect
     tokens: list[str] = field(default_factory=list, repr=False)  # those that were shown
     tunnels: dict[bytes, Mux] = field(default_factory=dict)
@@ -179,21 +181,37 @@ class TunnelServer:
         if mux is None:
             await _answer(viewer, 504)
             return
-        async with await mux.open() as stream:
+        try:
+            stream = await mux.open()
+        except LocalProtocolError:
+            await _answer(viewer, 503)  # as many are open as are allowed
+            return
+        end = LAST_CHUNK if self.pretends else b""
+        async with stream:
             await stream.send_all(head.without_id())
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._pump, viewer, stream, nursery)
-                nursery.start_soon(self._pump, stream, viewer, nursery)
+                nursery.start_soon(_pump, viewer, stream, nursery)
+                nursery.start_soon(_pump, stream, viewer, nursery, end)
 
-    async def _pump(
-        self, source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, nursery: trio.Nursery
-    ) -> None:
+
+async def _pump(
+    source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, nursery: trio.Nursery, end: bytes = b""
+) -> None:
+    """Carry bytes until one of both has gone, which cancels `nursery`; `end` is added where it did not come."""
+    tail = b""
+    try:
         try:
             while data := await source.receive_some(CHUNK):
+                tail = (tail + data)[-len(LAST_CHUNK) :]
                 await sink.send_all(data)
-            await sink.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            nursery.cancel_scope.cancel()
+        except trio.BrokenResourceError:
+            if not end:
+                raise
+        if end and tail != end:
+            await sink.send_all(end)
+        await sink.send_eof()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        nursery.cancel_scope.cancel()
 
 
 class TunnelAuth(Auth):

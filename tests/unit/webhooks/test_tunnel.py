@@ -165,3 +165,15 @@ async def test_no_more_exchanges_at_once_than_connections() -> None:
         await one.aclose()
         await app.left.wait()
         await two.aclose()
+
+
+@pytest.mark.parametrize("pretends", [True, False])
+async def test_how_a_cut_looks_to_viewers_is_up_to_the_server(pretends: bool) -> None:
+    """The one that deployments run makes a whole answer of it: whoever follows a log must not trust its end."""
+    app = App()
+    async with open_world() as world, world.webhooks.attach(app) as url:
+        world.server.pretends = pretends
+        viewer = await ask(f"{url}wait", b"\r\n")
+        assert b"200" in await viewer.receive_some()
+        world.link.cut()
+        assert (await rest_of(viewer)).endswith(b"0\r\n\r\n") == pretends
