@@ -16,14 +16,15 @@ LAYERS: Sequence[frozenset[str]] = [
     for names in (
         "worker.claims worker.environment worker.errors worker.linetimes worker.model worker.ports worker.quantities"
         " worker.redaction worker.viewer",
-        "worker.logfile worker.spellings worker.tasktree",
+        "worker.logfile worker.schema worker.spellings worker.tasktree",
         "worker.cgroups worker.folders worker.launcher worker.proctree",
         "worker.freezer worker.orphans worker.pidns",
         "worker.members",
-        "worker.http worker.outcome worker.process worker.schema worker.serving worker.spool worker.tasklog",
+        "worker.http worker.outcome worker.process worker.serving worker.spool worker.tasklog",
         "worker.watchdog",
         "worker.limits worker.logconfig",
-        "worker.documents worker.payload worker.queue worker.references worker.registry worker.webhooks",
+        "worker.documents worker.payload worker.queue worker.references worker.registry",
+        "worker.webhooks",
         "worker.cancelpoll worker.embedded worker.reading worker.run worker.services worker.taskfile",
         "engines.base",
         "plugins.base",

@@ -13,7 +13,7 @@ import trio
 import trio_websocket
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from worker.serving import listen, port_of, serve
+from worker.serving import ServingLimits, listen, port_of, serve
 
 SECONDS = 5.0  # a limit against hanging tests, far above what anything here takes
 
@@ -75,11 +75,11 @@ class Application:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, max_connections: int = 100, keep_alive: float = 60.0) -> AsyncGenerator[int, None]:
+async def serving(app: ASGIApp, **limits: object) -> AsyncGenerator[int, None]:
     """Serves `app`, gives the port, and checks that the end comes at once."""
     listeners = await listen("127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve, app, listeners, max_connections=max_connections, keep_alive=keep_alive))
+        await nursery.start(partial(serve, app, listeners, limits=ServingLimits.model_validate(limits)))
         yield port_of(listeners)
         nursery.cancel_scope.cancel()
         began = trio.current_time()
@@ -194,7 +194,7 @@ async def test_sending_to_a_peer_that_has_gone_ends_the_application(
     pipelined: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = Application()
-    async with serving(app, max_connections=1) as port:
+    async with serving(app, connections=1) as port:
         async with await connect(port) as stream:
             await stream.send_all(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n" + pipelined)
             await app.entered.wait()
@@ -206,7 +206,7 @@ async def test_sending_to_a_peer_that_has_gone_ends_the_application(
 
 async def test_an_unread_body_does_not_block_the_answer() -> None:
     """The application answers without reading; hypercorn alone would wait for it to read."""
-    async with serving(Application(), max_connections=1) as port:
+    async with serving(Application(), connections=1, request_body=10**8) as port:
         async with await connect(port) as stream, trio.open_nursery() as nursery:
 
             async def send() -> None:
@@ -241,7 +241,7 @@ async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture, capfd: 
 
 
 async def test_more_connections_than_slots_wait_for_their_turn() -> None:
-    async with serving(Application(), max_connections=5) as port:
+    async with serving(Application(), connections=5) as port:
         answers: list[bytes] = []
 
         async def ask() -> None:
@@ -258,7 +258,7 @@ async def test_more_connections_than_slots_wait_for_their_turn() -> None:
 
 
 async def test_an_idle_connection_frees_its_slot_when_the_peer_goes() -> None:
-    async with serving(Application(), max_connections=1) as port:
+    async with serving(Application(), connections=1) as port:
         async with await connect(port) as stream:
             await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             await stream.receive_some()
@@ -276,7 +276,7 @@ async def test_an_idle_connection_frees_its_slot_when_the_peer_goes() -> None:
     ],
 )
 async def test_a_connection_without_a_request_is_closed_after_a_while(sent: bytes) -> None:
-    async with serving(Application(), keep_alive=0.05) as port, await connect(port) as stream:
+    async with serving(Application(), idle_time=0.05, header_time=0.05) as port, await connect(port) as stream:
         await stream.send_all(sent)
         with trio.fail_after(SECONDS):
             await read_all(stream)
@@ -284,7 +284,7 @@ async def test_a_connection_without_a_request_is_closed_after_a_while(sent: byte
 
 async def test_a_long_request_is_not_idle() -> None:
     app = Application()
-    async with serving(app, keep_alive=0.05) as port, await connect(port) as stream:
+    async with serving(app, idle_time=0.05, header_time=0.05) as port, await connect(port) as stream:
         await stream.send_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
         with trio.move_on_after(0.5):
             await app.left.wait()
