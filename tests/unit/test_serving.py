@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import resource
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import cast
 
 import httpx
 import pytest
@@ -14,6 +18,7 @@ import trio_websocket
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker.serving import ServingLimits, listen, port_of, serve
+from worker.serving.sockets import KEEP_ALIVE_IDLE, keep_alive
 
 SECONDS = 5.0  # a limit against hanging tests, far above what anything here takes
 
@@ -324,3 +329,53 @@ async def test_an_address_in_use_is_an_oserror() -> None:
         await listen("127.0.0.1", port_of(listeners))
     for listener in listeners:
         await listener.aclose()
+
+
+class Failing(trio.abc.Listener[trio.SocketStream]):
+    """A listener with errors before it works."""
+
+    def __init__(self, listener: trio.SocketListener, *errors: int) -> None:
+        self._listener = listener
+        self._errors = list(errors)
+
+    async def accept(self) -> trio.SocketStream:
+        if self._errors:
+            raise OSError(self._errors.pop(0), "an error")
+        return await self._listener.accept()
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
+async def test_accepting_goes_on_after_errors_that_pass(caplog: pytest.LogCaptureFixture) -> None:
+    [listener] = await listen("127.0.0.1", 0)
+    failing = Failing(listener, errno.EMFILE, errno.ECONNABORTED, errno.ENFILE)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, Application(), [cast("trio.SocketListener", failing)])
+        await check_alive(port_of([listener]))
+        nursery.cancel_scope.cancel()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no further connections for now: too many open files in this process or machine"
+    ]
+
+
+async def test_an_error_that_does_not_pass_is_raised() -> None:
+    [listener] = await listen("127.0.0.1", 0)
+    with pytest.RaisesGroup(OSError):
+        await serve(Application(), [cast("trio.SocketListener", Failing(listener, errno.EBADF))])
+
+
+async def test_the_kernel_asks_a_silent_peer_whether_it_is_there() -> None:
+    [listener] = await listen("127.0.0.1", 0)
+    async with listener, await connect(port_of([listener])), await listener.accept() as stream:
+        keep_alive(stream, 20)
+        assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert stream.getsockopt(socket.IPPROTO_TCP, KEEP_ALIVE_IDLE) == 20
+
+
+async def test_connections_leave_half_of_the_descriptors_to_others(caplog: pytest.LogCaptureFixture) -> None:
+    """With as many as the limits would have, nothing would be left to run tasks with."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with serving(Application(), connections=descriptors) as port:
+        await check_alive(port)
+    assert f"{descriptors // 2} connections at once" in caplog.text

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import trio
 import trio.testing
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker.ports import Ports
 from worker.serving import (
@@ -32,12 +32,21 @@ from worker.testing.certificates import trusting, write_certificate
 
 T = TypeVar("T")
 
+FLOOD = b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n"
+MESSAGES = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 STOP = 2.0  # seconds until a server that is cancelled has ended, whatever its peers do
 
 HTTP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def shows(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        while True:
+            await send({"type": "websocket.send", "bytes": b"x" * 65536})
     if scope["path"] == "/flood":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while True:
@@ -47,13 +56,13 @@ async def shows(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def serving(config: TlsConfig, **limits: object) -> AsyncGenerator[int, None]:
+async def serving(config: TlsConfig, app: ASGIApp = shows, **limits: object) -> AsyncGenerator[int, None]:
     listeners = await listen("127.0.0.1", 0)
     certificate = await load_certificate(config, Ports())
     with trio.fail_after(30) as limit:
         async with trio.open_nursery() as nursery:
             limited = ServingLimits.model_validate(limits)
-            await nursery.start(partial(serve, shows, listeners, limits=limited, tls=certificate))
+            await nursery.start(partial(serve, app, listeners, limits=limited, tls=certificate))
             yield port_of(listeners)
             limit.deadline = trio.current_time() + STOP
             nursery.cancel_scope.cancel()
@@ -222,13 +231,38 @@ async def test_a_handshake_under_way_does_not_hold_up_the_end(tmp_path: Path) ->
     await stream.aclose()
 
 
-async def test_a_client_that_never_reads_does_not_hold_up_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("request_", [FLOOD, MESSAGES], ids=["http", "websocket"])
+async def test_a_client_that_never_reads_does_not_hold_up_the_end(tmp_path: Path, request_: bytes) -> None:
     config = write_certificate(tmp_path)
     async with serving(config) as port:
         stream = await connect(port, config)
-        await stream.send_all(HTTP.replace(b"/ ", b"/flood "))
+        await stream.send_all(request_)
+        await trio.testing.wait_all_tasks_blocked(0.05)  # all buffers are full
         assert await ask(port, config) == "https"
     await trio.aclose_forcefully(stream)
+
+
+async def test_an_application_that_is_cancelled_while_it_sends_is_gone_at_once(tmp_path: Path) -> None:
+    config = write_certificate(tmp_path)
+    scope = trio.CancelScope()
+    left = trio.Event()
+
+    async def cancellable(asgi: Scope, receive: Receive, send: Send) -> None:
+        with scope:
+            await shows(asgi, receive, send)
+        left.set()
+
+    async with serving(config, cancellable) as port:
+        stream = await connect(port, config)
+        await stream.send_all(FLOOD)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        scope.cancel()
+        with trio.fail_after(STOP):
+            await left.wait()
+            with suppress(trio.BrokenResourceError):  # as it was broken off
+                while await stream.receive_some():
+                    pass
+        await trio.aclose_forcefully(stream)
 
 
 async def test_an_answer_to_a_request_that_is_too_large_arrives(tmp_path: Path) -> None:

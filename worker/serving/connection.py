@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from math import inf
+from pathlib import Path
 from typing import Literal, cast
 
 import trio
@@ -16,11 +18,13 @@ from starlette.types import ASGIApp
 from worker.serving.applications import Applications
 from worker.serving.http1 import Http1, Stage
 from worker.serving.limits import ServingLimits
-from worker.serving.wire import Wire
+from worker.serving.wire import RECEIVE, Wire
 
 log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
+
+HEADS = frozenset({Stage.IDLE, Stage.HEAD})
 
 
 def _ignore(busy: bool) -> None:
@@ -55,10 +59,20 @@ async def serve_connection(
             await _Reader(protocol, wire, limits, activity).run()
             activity(False)
             await wire.close()
-    except* Exception as errors:  # noqa: BLE001  # a peer can raise anything in a protocol, and ends only itself
-        log.debug("a connection ended: %s", "; ".join(sorted({type(e).__name__ for e in errors.exceptions})))
+    except* Exception as errors:  # noqa: BLE001  # one connection's bug is not the server's end
+        # Where and of which kind, and no more: what it says may quote the peer, who knows secrets.
+        log.error("a connection was ended by a bug: %s", "; ".join(sorted(set(_places(errors)))))
     finally:
         await trio.aclose_forcefully(stream)
+
+
+def _places(error: BaseException) -> Iterator[str]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _places(inner)
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        yield f"{type(error).__name__} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
 
 
 def _config(limits: ServingLimits) -> Config:
@@ -91,7 +105,7 @@ class _Reader:
 
     async def run(self) -> None:
         while self._protocol.stage is not Stage.OVER:
-            self._activity(self._protocol.stage not in {Stage.IDLE, Stage.HEAD})
+            self._activity(self._protocol.stage not in HEADS)
             before = self._protocol.stage
             if self._protocol.changed:
                 await self._resume()
@@ -108,18 +122,25 @@ class _Reader:
 
     async def _receive(self) -> None:
         began = trio.current_time()
-        data = await self._wire.receive(self._deadline(began))
+        most = self._limits.headers if self._protocol.stage in HEADS else RECEIVE
+        data = await self._wire.receive(most, self._deadline(began))
         if self._wire.broken:
             await self._protocol.end()
-        elif data:
-            self._asked = False
-            self._patience -= trio.current_time() - began - len(data) / self._limits.body_rate
-            await self._protocol.receive(data)
         elif data is not None:
-            self._eof = True
-            await self._protocol.hang_up()
+            if self._protocol.changed:
+                await self._resume()  # what came before goes first
+            await self._take(data, trio.current_time() - began)
         elif not self._protocol.changed:
             await self._late()
+
+    async def _take(self, data: bytes, waited: float) -> None:
+        if data:
+            self._asked = False
+            self._patience += len(data) / self._limits.body_rate - waited
+            await self._protocol.receive(data)
+        else:
+            self._eof = True
+            await self._protocol.hang_up()
 
     def _deadline(self, now: float) -> float:
         match self._protocol.stage:

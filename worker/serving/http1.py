@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import cast
 
 import h11
+import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Data, EndBody, Request
@@ -20,10 +21,9 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 
 from worker.serving.limits import ServingLimits
-from worker.serving.websocket import WebSocket, refusal, tokens, wants_websocket
+from worker.serving.requests import origin_form, refusal, wants_websocket
+from worker.serving.websocket import WebSocket
 from worker.serving.wire import Wire
-
-Refusal = tuple[int, list[tuple[bytes, bytes]]]  # status and headers
 
 
 class Stage(Enum):
@@ -154,6 +154,7 @@ class Http1(H11Protocol):
                 await self._begin(event)
             elif isinstance(event, h11.Data):
                 body += event.data
+                await trio.lowlevel.checkpoint()  # chunks may be as small as six bytes, and many
             elif isinstance(event, h11.EndOfMessage):
                 self.stage = Stage.ANSWER
                 complete = True
@@ -172,11 +173,11 @@ class Http1(H11Protocol):
     async def _begin(self, request: h11.Request) -> None:
         self.stage = Stage.BODY
         self._body_size = 0
-        headers = list(request.headers)
-        if refused := self._refusal(request, headers):
+        if refused := refusal(request, self._limits):
             await self.refuse(*refused)
             return
-        if wants_websocket(request.method, headers):
+        headers = list(request.headers)
+        if wants_websocket(request):
             # Without its offers there is no compression, by which a small message could become a large one.
             headers = [(name, value) for name, value in headers if name != b"sec-websocket-extensions"]
             self.stage = Stage.ANSWER
@@ -204,33 +205,12 @@ class Http1(H11Protocol):
                 headers=headers,
                 http_version=request.http_version.decode(),
                 method=request.method.decode(),
-                raw_path=_origin_form(request.target),
+                raw_path=origin_form(request.target),
                 state=self.connection_state,
             )
         )
-
-    def _refusal(self, request: h11.Request, headers: list[tuple[bytes, bytes]]) -> Refusal | None:
-        """With which status and headers to refuse a request, or None for one that is right."""
-        if not request.http_version.startswith(b"1."):
-            return 505, []
-        if request.method == b"CONNECT" or not _origin_form(request.target).startswith(b"/"):
-            return 400, []
-        lengths = [int(value) for value in tokens(headers, b"content-length")]
-        if any(length > self._limits.request_body for length in lengths):
-            return 413, []
-        if wants_websocket(request.method, headers):
-            return refusal(request.http_version, headers)
-        return None
 
     async def _invite_body(self) -> None:
         if self.connection.they_are_waiting_for_100_continue:
             headers = self.config.response_headers("h11")
             await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=headers))
-
-
-def _origin_form(target: bytes) -> bytes:
-    """The path and query of a target that may be a whole URL (RFC 9112, 3.2.2)."""
-    scheme, separator, rest = target.partition(b"://")
-    if not separator or scheme.lower() not in {b"http", b"https"}:
-        return target
-    return b"/" + rest.partition(b"/")[2]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Sequence
-
 import trio
 from hypercorn.protocol.events import Event, StreamClosed
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WSStream
@@ -16,45 +12,6 @@ from wsproto.frame_protocol import CloseReason
 
 from worker.serving.applications import PeerGone
 from worker.serving.wire import LINGER
-
-Headers = Sequence[tuple[bytes, bytes]]
-
-VERSION = b"13"
-KEY_BYTES = 16
-
-
-def tokens(headers: Headers, name: bytes) -> list[bytes]:
-    """The comma-separated values of all headers of that name, in lower case."""
-    values = b",".join(value for key, value in headers if key == name)
-    return [token for part in values.split(b",") if (token := part.strip().lower())]
-
-
-def wants_websocket(method: bytes, headers: Headers) -> bool:
-    """Whether a request asks for a websocket (RFC 6455, 4.2.1)."""
-    return (
-        method == b"GET"
-        and b"upgrade" in tokens(headers, b"connection")
-        and b"websocket" in tokens(headers, b"upgrade")
-    )
-
-
-def refusal(http_version: bytes, headers: Headers) -> tuple[int, list[tuple[bytes, bytes]]] | None:
-    """With which status and headers to refuse a handshake, or None for one that is right (RFC 6455, 4.2 and 4.4)."""
-    if tokens(headers, b"sec-websocket-version") != [VERSION]:
-        return 426, [(b"sec-websocket-version", VERSION)]
-    keys = [value for name, value in headers if name == b"sec-websocket-key"]
-    has_body = tokens(headers, b"content-length") not in ([], [b"0"]) or tokens(headers, b"transfer-encoding")
-    readable = all(value.isascii() for name, value in headers if name in {b"connection", b"sec-websocket-protocol"})
-    if http_version != b"1.1" or len(keys) != 1 or not _is_key(keys[0]) or has_body or not readable:
-        return 400, []
-    return None
-
-
-def _is_key(value: bytes) -> bool:
-    try:
-        return len(base64.b64decode(value, validate=True)) == KEY_BYTES
-    except binascii.Error:
-        return False
 
 
 class WebSocket(WSStream):

@@ -30,16 +30,16 @@ class Wire:
         """Whether what an application sends reaches nobody."""
         return self.broken or self.abandoned
 
-    async def receive(self, deadline: float) -> bytes | None:
-        """What the peer has sent, `b""` at its end or when the wire is broken; None at the deadline or by `wake`.
+    async def receive(self, most: int, deadline: float) -> bytes | None:
+        """What the peer has sent, at most so many bytes of it; None at the deadline or by `wake`.
 
-        At its end it waits for these alone.
+        `b""` at its end, after which it waits for the deadline and `wake` alone, or when the wire is broken.
         """
         with trio.CancelScope(deadline=deadline) as self._receiving:
             if self._eof:
                 await trio.sleep_forever()
             try:
-                data = bytes(await self._stream.receive_some(RECEIVE))
+                data = bytes(await self._stream.receive_some(most))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 self.broken = True
                 data = b""
@@ -72,9 +72,10 @@ class Wire:
 
     async def close(self) -> None:
         """Close the stream so that the peer gets what was sent, within 2 s. Cancelled, it is closed at once."""
-        with trio.move_on_after(LINGER):
-            async with self._sending:
-                await close_in_steps(self._stream)
+        if not self.broken:
+            with trio.move_on_after(LINGER):
+                async with self._sending:
+                    await close_in_steps(self._stream)
         await trio.aclose_forcefully(self._stream)
 
 
