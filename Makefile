@@ -5,12 +5,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-full lint format bench models constraints clean
+.PHONY: help demo test test-full browser lint format bench models constraints clean
 
 help:
 	@echo "make demo       a queue, a worker and a task on this machine; Ctrl-C ends it"
 	@echo "make test       the tests, in less than 10 minutes"
 	@echo "make test-full  the tests with the counts that take long"
+	@echo "make browser    Debian's Chromium for tests/browser, where that may be installed"
 	@echo "make lint       ruff, mypy, flake8-async"
 	@echo "make format     let ruff mend what it can"
 	@echo "make bench      the benchmarks (bench/README.md)"
@@ -31,6 +32,12 @@ test: $(READY)
 
 test-full: $(READY)
 	$(BIN)/python -m pytest
+
+# Without it, and where nobody may install it, the tests that need it are skipped, and say so.
+browser:
+	@command -v chromium >/dev/null || test ! -x /usr/bin/apt-get || test "$$(id -u)" != 0 || \
+		{ apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; } || \
+		echo "chromium could not be installed: tests/browser will be skipped"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ import engines.registry
 import plugins.registry
 from worker.documents import BadDocument, read_document
 from worker.limits import LimitsConfig
+from worker.logconfig import LogConfig
 from worker.quantities import Duration, Size
 from worker.queue.credentials import Credentials
 from worker.reading import Reading
@@ -85,6 +86,7 @@ class WorkerConfig(Document):
     minimum_disk_space: Size = 10 * 2**30
     shutdown: ShutdownConfig = ShutdownConfig()
     limits: LimitsConfig = LimitsConfig()
+    log: LogConfig = LogConfig()
     number_of_tasks: Annotated[int, Field(ge=0)] = 0
     idle_timeout: Duration = timedelta()
 

@@ -15,14 +15,14 @@ LAYERS: Sequence[frozenset[str]] = [
     frozenset(names.split())
     for names in (
         "worker.claims worker.environment worker.errors worker.linetimes worker.model worker.ports worker.quantities"
-        " worker.redaction",
-        "worker.schema worker.tasktree",
+        " worker.redaction worker.viewer",
+        "worker.logfile worker.schema worker.spellings worker.tasktree",
         "worker.cgroups worker.folders worker.launcher worker.proctree",
         "worker.freezer worker.orphans worker.pidns",
         "worker.members",
         "worker.http worker.outcome worker.process worker.serving worker.spool worker.tasklog",
         "worker.watchdog",
-        "worker.limits",
+        "worker.limits worker.logconfig",
         "worker.documents worker.payload worker.queue worker.references worker.registry worker.webhooks",
         "worker.cancelpoll worker.embedded worker.reading worker.run worker.services worker.taskfile",
         "engines.base",

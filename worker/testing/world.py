@@ -50,8 +50,11 @@ class World:
     folder: Path
 
     def config(self, **worker: Any) -> Config:
-        """A config whose part `worker` has these settings; `engine`, `engines` and `plugins` go to the top."""
-        document: JsonObject = {key: worker.pop(key) for key in ("engine", "engines", "plugins") if key in worker}
+        """A config whose part `worker` has these settings; `engine`, `engines`, `plugins` and
+        `webhooks` go to the top."""
+        document: JsonObject = {
+            key: worker.pop(key) for key in ("engine", "engines", "plugins", "webhooks") if key in worker
+        }
         number = len(list(self.folder.iterdir()))
         own = {
             "taskQueueId": TASK_QUEUE,

@@ -1,0 +1,34 @@
+/** Leads to a line: shows it, marks it as the one where one is, and knows where one is. */
+
+export class Jump {
+  #list;
+  #rows;
+  #scroller;
+
+  constructor(list, rows, scroller) {
+    [this.#list, this.#rows, this.#scroller] = [list, rows, scroller];
+  }
+
+  /** The line where one is, from 0: the one jumped to while it is in sight, else the first one in sight. */
+  get line() {
+    const { first, last } = this.#list.visible;
+    const { current } = this.#rows;
+    return current !== null && current >= first && current <= last ? current : first;
+  }
+
+  /** The first line that is still ahead. */
+  get next() {
+    return this.line === this.#rows.current ? this.line + 1 : this.line;
+  }
+
+  to(line) {
+    this.#rows.current = line;
+    this.#list.reveal(line);
+    this.#list.refresh();
+  }
+
+  /** Give the log the keyboard. */
+  focus() {
+    this.#scroller.focus({ preventScroll: true });
+  }
+}
