@@ -22,6 +22,7 @@ from worker.queue.deployment import Deployment
 from worker.queue.errors import QueueError, Unauthorized
 from worker.queue.retry import RetryPolicy
 from worker.serving import BadCertificate, listen, load_certificate
+from worker.webhooks.tunnelconfig import default_client_id
 from worker.workshop import configured_payload
 
 SKEW_TOLD, SKEW_BAD = 30.0, 15 * 60.0  # seconds; services refuse signatures that are 15 minutes off (facts page, 1)
@@ -161,7 +162,9 @@ async def _credentials(config: Config, deployment: Deployment) -> Finding:
     except (QueueError, HttpError) as error:
         return Finding("credentials", Health.WARN, f"{client}: cannot be examined: {error}")
     own = config.worker
-    wanted = (f"queue:claim-work:{own.task_queue_id}", f"queue:worker-id:{own.worker_group}/{own.worker_id}")
+    wanted = [f"queue:claim-work:{own.task_queue_id}", f"queue:worker-id:{own.worker_group}/{own.worker_id}"]
+    if tunnel := config.webhooks.websocktunnel:
+        wanted.append(tunnel.scope(tunnel.client_id or default_client_id(own.worker_group, own.worker_id)))
     if missing := [scope for scope in wanted if not _covered(scope, scopes)]:
         return Finding(
             "credentials", Health.BAD, f"{client} lacks {', '.join(missing)}", "grant the client these scopes"

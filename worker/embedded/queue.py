@@ -67,6 +67,7 @@ class EmbeddedQueue:
     `app` is the ASGI application; it answers 503 unless `run` runs. `root_url` is where clients find it, and must be
     set before the first request. `credentials` belong to a client that may do everything; when none are given, a
     random token is made, which a queue with `data` keeps for its next start: it is known when `run` has started.
+    `tunnel_secret` is what a websocktunnel server must know to take this queue's tokens.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class EmbeddedQueue:
         self._idle = trio.Event()
         self._given = credentials is not None
         self.root_url = ""
+        self.tunnel_secret = ports.token()
         self.credentials = (
             Client(ROOT_CLIENT, ports.token())
             if credentials is None
@@ -189,7 +191,7 @@ class EmbeddedQueue:
             *ObjectMethods(self._store, self._blobs).endpoints(),
             *SecretMethods(self._store).endpoints(),
             *PurgeMethods(self._store).endpoints(),
-            *CommonMethods(self._ports, lambda: self._clients).endpoints(),
+            *CommonMethods(self._ports, lambda: self._clients, self.tunnel_secret).endpoints(),
         ]
 
     async def _respond(self, request: Request) -> Response | None:

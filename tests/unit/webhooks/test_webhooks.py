@@ -127,16 +127,28 @@ async def test_healthz() -> None:
 
 
 async def test_readyz_tells_whether_others_can_reach_the_worker() -> None:
-    reason: str | None = None
     async with opened() as (webhooks, client), webhooks.attach(Shows()) as url:
         address = f"{url[: url.index('/', 8)]}/readyz"
         assert (await client.get(address)).status_code == 200
-        webhooks.not_ready = lambda: reason
-        reason = "the tunnel is down"
+        webhooks.trouble("the tunnel is down")
         answer = await client.get(address)
         assert (answer.status_code, answer.text) == (503, "the tunnel is down\n")
-        reason = None
+        webhooks.trouble("")
         assert (await client.get(address)).status_code == 200
+
+
+async def test_who_is_attached_is_told_another_base_url_and_keeps_the_secret() -> None:
+    webhooks = Webhooks(Ports(), "https://one.example")
+    told: list[str] = []
+    async with webhooks.attach(Shows(), moved=told.append) as url, webhooks.attach(Shows()):
+        webhooks.at("https://one.example")
+        assert told == []
+        webhooks.at("https://two.example/w")
+        assert told == [url.replace("one.example", "two.example/w")]
+        async with webhooks.attach(Shows()) as later:
+            assert later.startswith("https://two.example/w/")
+    webhooks.at("https://three.example")
+    assert len(told) == 1
 
 
 async def test_with_a_certificate_urls_are_https(tmp_path: Path) -> None:
@@ -271,8 +283,6 @@ def test_an_ipv6_address_has_brackets_in_a_url() -> None:
 @pytest.mark.parametrize(
     ("document", "complaint"),
     [
-        ({"provider": "statelessDns"}, "statelessDns is not available yet"),
-        ({"provider": "websocktunnel"}, "websocktunnel is not available yet"),
         ({"provider": "nonsense"}, "Input should be 'local'"),
         ({"host": "0.0.0.0"}, "publicUrl must name one"),
         ({"publicUrl": "example.com"}, "must be an http or https URL"),
