@@ -80,8 +80,11 @@ async def _listening(port: int) -> None:
     raise BenchmarkFailed(f"nothing listens on port {port} after {START_LIMIT:g} s")
 
 
-async def _send_file(content: bytes, scope: Scope, _receive: Receive, send: Send) -> None:
+async def _send_file(content: bytes, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
+        while (event := (await receive())["type"]) != "lifespan.shutdown":
+            await send({"type": f"{event}.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
         return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
     for start in range(0, len(content), CHUNK):

@@ -47,15 +47,34 @@ class LiveLogConfig(Document):
     lag: Duration = timedelta(seconds=1)
 
 
+class Place:
+    """Where a live log can be seen: a URL, and later perhaps another one."""
+
+    def __init__(self) -> None:
+        self._moved = trio.Event()  # replaced whenever it is set
+        self.url = ""
+
+    def move(self, url: str) -> None:
+        """It can be seen there from now on."""
+        self.url = url
+        self._moved.set()
+        self._moved = trio.Event()
+
+    async def wait_moved(self, url: str) -> None:
+        """Return when it can no longer be seen at `url`."""
+        while self.url == url:
+            await self._moved.wait()
+
+
 class LiveLogHooks(TaskHooks):
-    """One run's log. `url` is where the live log can be seen, None where the task wants none."""
+    """One run's log. `place` is where the live log can be seen, None where the task wants none."""
 
     def __init__(
         self,
         config: LiveLogConfig,
         services: Services,
         run: Run[LiveLogPayload],
-        url: str | None,
+        place: Place | None,
         backing: BackingLog,
         upload_policy: RetryPolicy,
     ) -> None:
@@ -63,31 +82,36 @@ class LiveLogHooks(TaskHooks):
         self._services = services
         self._run = run
         self._names = run.payload.names
-        self._url = url
+        self._place = place
         self._backing = backing
         self._upload_policy = upload_policy
 
     async def background(self) -> None:
         """Announce the live log, and compress what will be stored of it."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._announce)
+            nursery.start_soon(self._announce_everywhere)
             if self._names.backing is not None:
                 nursery.start_soon(self._backing.keep_up)
 
-    async def _announce(self) -> None:
-        """Unless the task ends before anybody could look."""
+    async def _announce_everywhere(self) -> None:
+        """Unless the task ends before anybody could look; and anew whenever the log has another URL."""
         await trio.sleep(self._config.delay.total_seconds())
-        if self._names.live is None or self._url is None:
+        if self._names.live is None or self._place is None:
             return
+        while True:
+            url = self._place.url
+            await self._announce(self._names.live, url)
+            await self._place.wait_moved(url)
+
+    async def _announce(self, name: str, url: str) -> None:
         request = ReferenceArtifactRequest(
-            content_type=CONTENT_TYPE, expires=_reference_expires(self._run.task), url=self._url
+            content_type=CONTENT_TYPE, expires=_reference_expires(self._run.task), url=url
         )
         try:
-            await self._run.queue.create_artifact(self._run.key, self._names.live, request)
+            await self._run.queue.create_artifact(self._run.key, name, request)
         except (QueueError, HttpError) as error:
             # The queue's message may quote the request, and in it the URL that holds a secret.
-            reason = str(error).replace(self._url, "***")
-            self._run.log.warn(f"the live log could not be announced: {reason}")
+            self._run.log.warn(f"the live log could not be announced: {str(error).replace(url, '***')}")
 
     async def finished(self, resolution: Resolution) -> None:
         """Store the log and point the live log to it. Raises `ResourceUnavailable`, or `WorkerFault` for the disk."""
@@ -171,8 +195,10 @@ class LiveLog(Plugin[LiveLogConfig, LiveLogPayload]):
                 yield self._hooks(run, None, backing)
                 return
             viewers = Viewers(run.log, self._page(run, run.payload.names.live))
-            async with self.services.webhooks.attach(viewers) as url:
-                yield self._hooks(run, url, backing)
+            place = Place()
+            async with self.services.webhooks.attach(viewers, moved=place.move) as url:
+                place.move(url)
+                yield self._hooks(run, place, backing)
                 with trio.move_on_after(self.config.lag.total_seconds()):
                     await viewers.wait_read()
 
@@ -183,8 +209,8 @@ class LiveLog(Plugin[LiveLogConfig, LiveLogPayload]):
         stored = f"{root_url}/api/queue/v1/task/{task_id}/runs/{run_id}/artifacts/{quote(name, safe='')}"
         return LogView(self._viewer, title=f"Log of {run.key}", artifact=stored if name.startswith("public/") else None)
 
-    def _hooks(self, run: Run[LiveLogPayload], url: str | None, backing: BackingLog) -> LiveLogHooks:
-        return LiveLogHooks(self.config, self.services, run, url, backing, self._upload_policy)
+    def _hooks(self, run: Run[LiveLogPayload], place: Place | None, backing: BackingLog) -> LiveLogHooks:
+        return LiveLogHooks(self.config, self.services, run, place, backing, self._upload_policy)
 
 
 def _expires(task: TaskDefinition) -> datetime:

@@ -7,6 +7,7 @@ any ─▸ over
 
 from __future__ import annotations
 
+import logging
 from enum import Enum, auto
 from typing import cast
 
@@ -24,6 +25,8 @@ from worker.serving.limits import ServingLimits
 from worker.serving.requests import origin_form, refusal, wants_websocket
 from worker.serving.websocket import WebSocket
 from worker.serving.wire import Wire
+
+log = logging.getLogger(__name__)
 
 
 class Stage(Enum):
@@ -102,6 +105,7 @@ class Http1(H11Protocol):
 
     async def refuse(self, status: int, headers: list[tuple[bytes, bytes]] | None = None) -> None:
         """Answer with an error where nothing was answered yet, and end the connection."""
+        log.debug("a request is refused: %d", status)
         unanswered = self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}
         self._wire.abandoned, self.stage = True, Stage.OVER
         if unanswered:

@@ -26,6 +26,7 @@ from worker.schema import JsonObject
 from worker.supervisor import Supervisor, run_worker
 
 TASK_QUEUE = "proj-test/native"
+TOP_LEVEL = ("engine", "engines", "plugins", "webhooks")
 BACKING_LOG = "public/logs/live_backing.log"
 
 
@@ -50,11 +51,8 @@ class World:
     folder: Path
 
     def config(self, **worker: Any) -> Config:
-        """A config whose part `worker` has these settings; `engine`, `engines`, `plugins` and
-        `webhooks` go to the top."""
-        document: JsonObject = {
-            key: worker.pop(key) for key in ("engine", "engines", "plugins", "webhooks") if key in worker
-        }
+        """A config whose part `worker` has these settings; those of `TOP_LEVEL` go to the top."""
+        document: JsonObject = {key: worker.pop(key) for key in TOP_LEVEL if key in worker}
         number = len(list(self.folder.iterdir()))
         own = {
             "taskQueueId": TASK_QUEUE,

@@ -291,6 +291,19 @@ async def test_the_reference_never_outlives_the_task(tmp_path: Path) -> None:
         assert reference.expires == task.expires
 
 
+async def test_a_log_that_can_be_seen_elsewhere_is_announced_anew(tmp_path: Path) -> None:
+    async with world(tmp_path) as here, trio.open_nursery() as nursery:
+        nursery.start_soon(here.hooks.background)
+        await trio.testing.wait_all_tasks_blocked()
+        here.services.webhooks.at("https://elsewhere.example/tunnel")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        first, second = [
+            request.url for _, request in here.queue.created if isinstance(request, ReferenceArtifactRequest)
+        ]
+        assert second == "https://elsewhere.example/tunnel" + httpx.URL(first).path
+
+
 async def test_a_task_that_ends_at_once_costs_no_reference(tmp_path: Path) -> None:
     async with world(tmp_path, delay=60) as here:
         await run_background(here.hooks)

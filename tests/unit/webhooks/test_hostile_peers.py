@@ -178,7 +178,11 @@ WEBSOCKET = {
     "handshake, then RST": Peer([ECHO, RST]),
     "handshake, then FIN": Peer([ECHO, FIN]),
     "extensions that are nonsense": Peer(
-        [get(b"{path}echo", *UPGRADE, KEY, VERSION, b"Sec-WebSocket-Extensions: permessage-deflate; =;;,,="), FIN],
+        [
+            get(b"{path}echo", *UPGRADE, KEY, VERSION, b"Sec-WebSocket-Extensions: permessage-deflate; =;;,,="),
+            Until(b"\r\n\r\n"),
+            FIN,
+        ],
         status(101),
     ),
     "frames before the answer": Peer([ECHO + frame(TEXT, b"hi"), Until(b"\x81\x02hi"), FIN], status(101)),
