@@ -141,7 +141,7 @@ class World:
     async def artifact(self, task_id: str, name: str, run_id: int = 0) -> bytes:
         """The content of an artifact, decoded."""
         place = await self.queue.get_artifact(RunKey(task_id, run_id), name)
-        answer = await self.http.bulk.request("GET", place.url)
+        answer = await self.http.bulk.request("GET", place.url, limit=2**30)
         assert answer.status == 200, answer
         return answer.body
 
