@@ -12,7 +12,7 @@ import trio
 from worker.cli.common import NO_QUEUE, Failure, Session
 from worker.cli.fetching import open_artifact, tell
 from worker.cli.tasks import EXIT_CODES, described, latest_run
-from worker.http import HttpError, TimedOut, plain_url
+from worker.http import HttpError, HttpStream, TimedOut, plain_url
 from worker.model import RunKey
 from worker.queue.errors import NotFound
 from worker.schema import JsonObject
@@ -44,42 +44,55 @@ class LogCopy:
         failures = 0
         while True:
             before = self.offset
+            failure: Exception | None = None
             try:
-                await self._copy(whole=whole)
+                if await self._copy(whole=whole):
+                    return
             except (HttpError, Failure, NotFound) as error:
                 failure = error
-            else:
-                return
-            # A task may be silent for hours.
-            silent = isinstance(failure, TimedOut) and await self._runs()
+            # A task may be silent for hours, and uploads take their time after the end of its log.
+            silent = (failure is None or isinstance(failure, TimedOut)) and await self._runs()
             failures = 0 if silent or self.offset > before else failures + 1
             if failures >= ATTEMPTS:
-                raise failure
-            await trio.sleep(PAUSE)
+                raise failure or Failure(f"{self._name}: it ends again and again where nothing follows", NO_QUEUE)
+            if self.offset == before or failure is not None:
+                await trio.sleep(PAUSE)
 
     async def _runs(self) -> bool:
         return (await self._session.queue.status(self._key.task_id)).state not in EXIT_CODES
 
-    async def _copy(self, *, whole: bool) -> None:
+    async def _copy(self, *, whole: bool) -> bool:
+        """One attempt; whether all is copied."""
+        before = self.offset
         async with open_artifact(self._session, self._key, self._name, self._wanted) as (url, stream):
             self._live = url if stream.headers.get("X-Streaming") == "true" else None
             if stream.status == 416:
-                return  # It has ended, and there is no more of it.
+                return True  # It has ended, and there is no more of it.
             position = self.offset if stream.status == 206 else 0
             if position and not stream.headers.get("Content-Range", "").startswith(f"bytes {position}-"):
                 raise Failure(f"{self._name}: {plain_url(url)} answers with another range than asked", NO_QUEUE)
-            chunks = aiter(stream.chunks())
-            while True:
-                with trio.move_on_after(inf if whole else SILENCE) as patience:
-                    chunk = await anext(chunks, b"")
-                if patience.cancelled_caught or not chunk:
-                    return
-                # What does not begin where it was asked to begins with the first byte.
-                fresh = chunk[max(0, self.offset - position) :]
-                position += len(chunk)
-                if fresh:
-                    await self._session.ports.run_sync(self._write, fresh)
-                    self.offset += len(fresh)
+            if not await self._take(stream, position, whole=whole):
+                return True
+        # The answer of a live log may end as if it were whole where something on the way has broken, such as a tunnel:
+        # the log has ended when there is no more of it. Another worker's, without ranges, brings nothing new then.
+        return self._live is None or (stream.status == 200 and self.offset == before and not await self._runs())
+
+    async def _take(self, stream: HttpStream, position: int, *, whole: bool) -> bool:
+        """Write what is new; whether that was to the end of the answer."""
+        chunks = aiter(stream.chunks())
+        while True:
+            with trio.move_on_after(inf if whole else SILENCE) as patience:
+                chunk = await anext(chunks, b"")
+            if patience.cancelled_caught:
+                return False
+            if not chunk:
+                return True
+            # What does not begin where it was asked to begins with the first byte.
+            fresh = chunk[max(0, self.offset - position) :]
+            position += len(chunk)
+            if fresh:
+                await self._session.ports.run_sync(self._write, fresh)
+                self.offset += len(fresh)
 
     def _wanted(self, url: httpx.URL) -> Mapping[str, str]:
         """Of a live log the rest, as it is written (RFC 8673). A stored one is compressed, and its ranges are too."""
