@@ -17,7 +17,7 @@ import pytest
 import trio
 from mux_world import ACK, DAT, FIN, MIB, SYN, WINDOW, Peer, accept_websocket
 from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
-from tunnel_world import AUDIENCE, NAME, App, open_server, pattern, tunnel_config
+from tunnel_world import AUDIENCE, NAME, App, dechunked, open_server, pattern, tunnel_config
 
 from worker.ports import Ports
 from worker.serving import listen, port_of
@@ -260,15 +260,6 @@ async def test_over_a_slow_link_that_loses_packets_bodies_are_whole_and_no_credi
         assert dechunked(bytes(peer.data[0])) == body
         consumed = sum(amount for stream_id, amount in peer.acks if stream_id == 0) - WINDOW
         assert size - MIB <= consumed <= size + len(head) + 200
-
-
-def dechunked(answer: bytes) -> bytes:
-    body, rest = [], answer.partition(b"\r\n\r\n")[2]
-    while rest:
-        length, _, rest = rest.partition(b"\r\n")
-        body.append(rest[: int(length, 16)])
-        rest = rest[int(length, 16) + 2 :]
-    return b"".join(body)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,16 @@ def pattern(size: int) -> list[bytes]:
     return chunks
 
 
+def dechunked(answer: bytes) -> bytes:
+    """The body of an answer that came in chunks."""
+    body, rest = [], answer.partition(b"\r\n\r\n")[2]
+    while rest:
+        length, _, rest = rest.partition(b"\r\n")
+        body.append(rest[: int(length, 16)])
+        rest = rest[int(length, 16) + 2 :]
+    return b"".join(body)
+
+
 @dataclass
 class World:
     """What a test has. Viewers ask the server; the worker reaches it by the link."""
