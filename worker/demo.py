@@ -11,6 +11,7 @@ from worker.environment import hide_environment
 if TYPE_CHECKING:
     from worker.cli.common import Session
     from worker.config import Config
+    from worker.embedded import EmbeddedQueue
     from worker.ports import Ports
 
 TASK_FILE = Path(__file__).parent.parent / "docs" / "examples" / "hello-world.yml"
@@ -48,7 +49,7 @@ async def _demonstrate(work_dir: Path) -> int:
         )
         async with open_session(config) as session, trio.open_nursery() as nursery:
             nursery.start_soon(work, config, nursery)
-            completed = await _show_task(session, config, ports)
+            completed = await _show_task(session, config, ports, queue)
             print("\nTo submit a task of your own, in another terminal:\n")
             for line in exports(queue):
                 print(f"  export {line}")
@@ -56,7 +57,7 @@ async def _demonstrate(work_dir: Path) -> int:
     return 0 if completed else 1
 
 
-async def _show_task(session: Session, config: Config, ports: Ports) -> bool:
+async def _show_task(session: Session, config: Config, ports: Ports, queue: EmbeddedQueue) -> bool:
     """Submit the task and show its log, its end and its artifacts; whether it was completed."""
     from worker.cli.following import copy_log
     from worker.cli.tasks import create_task, wait_until_resolved
@@ -70,7 +71,7 @@ async def _show_task(session: Session, config: Config, ports: Ports) -> bool:
     print(f"\nTask {task_id}: {status.state}. Its artifacts:\n")
     for artifact in await session.queue.list_artifacts(RunKey(task_id, 0)):
         print(f"  {artifact.name}\n    {config.root_url}/api/queue/v1/task/{task_id}/artifacts/{artifact.name}")
-    print(f"\nOpen {config.root_url}/tasks/{task_id} in a browser.")
+    print(f"\nOpen it, its log and a form for others in a browser:\n\n  {queue.page_url(f'/tasks/{task_id}')}")
     return status.state == "completed"
 
 

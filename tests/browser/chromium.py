@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 from collections.abc import AsyncGenerator, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +29,7 @@ ARGUMENTS = [
     "--remote-debugging-port=0",
 ]
 MAX_MESSAGE = 64 * 1024 * 1024  # bytes
-LIMIT = 10.0  # seconds until a page shows what is waited for
+LIMIT = 25.0  # seconds until a page shows what is waited for
 
 # What keys are called by their events, with the key code and the text that pressing them types.
 KEYS = {
@@ -118,6 +118,7 @@ class Page:
         self._session = session
         self._context = context
         self.complaints: list[str] = []
+        self._loaded = trio.Event()  # replaced whenever it is set
 
     def noticed(self, method: str, params: Json) -> None:
         """An event came."""
@@ -125,6 +126,9 @@ class Page:
             case "Runtime.exceptionThrown":
                 details = params["exceptionDetails"]
                 self.complaints.append(details.get("exception", {}).get("description", details["text"]))
+            case "Page.loadEventFired":
+                self._loaded.set()
+                self._loaded = trio.Event()
             case "Log.entryAdded" if params["entry"]["source"] == "security":
                 self.complaints.append(params["entry"]["text"])
 
@@ -133,10 +137,12 @@ class Page:
         return await self._connection.send(method, self._session, **params)
 
     async def goto(self, url: str) -> None:
-        """Go to a URL; returns when its document is there, if perhaps not all of it."""
+        """Go to a URL; returns when all is loaded."""
+        loaded = self._loaded
         answer = await self.send("Page.navigate", url=url)
         if "errorText" in answer:
             raise BrowserError(f"{url}: {answer['errorText']}")
+        await loaded.wait()
 
     async def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression, awaited. Raises BrowserError where it throws."""
@@ -148,19 +154,33 @@ class Page:
 
     async def wait(self, expression: str) -> Any:
         """The value of an expression as soon as it is true, also over navigations."""
-        look = f"""new Promise((resolve) => {{
-            const look = () => {{ const value = ({expression}); value ? resolve(value) : setTimeout(look, 10); }};
-            look();
-        }})"""
         with trio.move_on_after(LIMIT):
             while True:
-                try:
-                    return await self.evaluate(look)
-                except BrowserError as error:
-                    if not re.search("context|navigated|null", str(error)):
-                        raise
+                loaded = self._loaded
+                with suppress(BrowserError):  # nothing is loaded, or something else than a moment ago
+                    value = await self.evaluate(f"({expression}) || null")
+                    if value is not None:
+                        return value
+                await self._something(expression, loaded)
         shown = await self.evaluate("document.body.innerText")
         raise AssertionError(f"{expression} does not come true; the page says: {shown[:500]!r}")
+
+    async def _something(self, expression: str, loaded: trio.Event) -> None:
+        """Return when the expression has become true, or another document was loaded: one without scripts, perhaps."""
+        look = f"""new Promise((resolve) => {{
+            const look = () => {{ ({expression}) ? resolve() : setTimeout(look, 10); }};
+            look();
+        }})"""
+
+        async def become_true() -> None:
+            with suppress(BrowserError):
+                await self.evaluate(look)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(become_true)
+            await loaded.wait()
+            nursery.cancel_scope.cancel()
 
     async def text(self, selector: str) -> str:
         """The text of the first element that the selector finds."""
@@ -180,7 +200,7 @@ class Page:
         """Click the middle of the first element that the selector finds."""
         box = await self.wait(f"""(() => {{
             const element = document.querySelector({json.dumps(selector)});
-            if (!element) return null;
+            if (!element || document.readyState !== "complete") return null;
             element.scrollIntoView({{block: "nearest"}});
             const box = element.getBoundingClientRect();
             return box.width && {{x: box.x + box.width / 2, y: box.y + box.height / 2}};
@@ -189,6 +209,10 @@ class Page:
             await self.send(
                 "Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, modifiers=modifiers, **box
             )
+
+    async def disable_scripts(self) -> None:
+        """From now on the page's own scripts do not run."""
+        await self.send("Emulation.setScriptExecutionDisabled", value=True)
 
     async def look(self, *, width: int = 1100, height: int = 700, dark: bool = False) -> None:
         """Give the page a size and a colour scheme."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chromium import Page
-from viewing import in_sight, lines, of_row, row, status, viewing
+from viewing import at_rest, in_sight, lines, of_row, row, status, viewing
 
 COUNT = 1_000_000
 EVERY = 1000
@@ -31,6 +31,7 @@ async def test_a_million_lines(page: Page) -> None:
         await in_sight(page, 1)
         assert await page.evaluate("document.getElementById('log').scrollTop") == 0
 
+        await at_rest(page)
         # By the wheel rows move by pixels as in any list, although all of them are higher than the page can be.
         for _ in range(3):
             await page.send("Input.dispatchMouseEvent", type="mouseWheel", x=300, y=300, deltaX=0, deltaY=180)
@@ -41,6 +42,7 @@ async def test_a_million_lines(page: Page) -> None:
         assert (await row(page, 500_000)).startswith("0500000 ")
         share = "document.getElementById('log').scrollTop / document.getElementById('spacer').offsetHeight"
         assert 0.49 < await page.evaluate(share) < 0.51
+        await at_rest(page)
         await page.press("PageDown")
         await page.wait(f"{of_row(500_000)}?.getBoundingClientRect().bottom < 0 || !{of_row(500_000)}")
         await in_sight(page, 500_040)

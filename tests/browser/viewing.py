@@ -53,3 +53,8 @@ async def in_sight(page: Page, number: int) -> None:
         const [box, view] = [{of_row(number)}, document.getElementById('log')].map((e) => e?.getBoundingClientRect());
         return box && box.top >= view.top - 1 && box.bottom <= view.bottom + 1;
     }})()""")
+
+
+async def at_rest(page: Page) -> None:
+    """Wait until the page was drawn: a key that scrolls, pressed in the same instant as a jump, would be lost."""
+    await page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")

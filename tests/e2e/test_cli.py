@@ -79,7 +79,9 @@ def environ(bare: Environment) -> Generator[Environment, None, None]:
             "TASKCLUSTER_ACCESS_TOKEN",
         ]
         yield {**bare, **dict(line.split("=", 1) for line in lines)}
-        assert stop(process) == ("", "")
+        out, errors = stop(process)
+        assert out == ""
+        assert re.fullmatch(r"The queue's page: http://127\.0\.0\.1:\d+/\?token=[0-9a-f]{64}\n", errors)
         assert process.returncode == 0
 
 
@@ -246,6 +248,7 @@ def test_without_a_command_there_is_a_queue_too(bare: Environment, tmp_path: Pat
     with process:
         try:
             told = read_until(process, "tc-worker submit")
+            assert re.search(r"^  http://127\.0\.0\.1:\d+/\?token=\w+$", told, re.M)
             exports = dict(re.findall(r"export (\w+)=(.*)", told))
             submitted = tc({**bare, **exports}, "submit", "--wait", task(tmp_path, "true"))
             assert submitted.returncode == 0, submitted.stderr
@@ -261,6 +264,7 @@ def test_the_demo_shows_a_task_and_stays_until_it_is_interrupted(bare: Environme
         assert "\n5: hello, world\n" in told
         assert re.search(r"Task \S{22}: completed", told)
         assert re.search(r"http://127.0.0.1:\d+/api/queue/v1/task/\S{22}/artifacts/public/hello.txt", told)
+        assert re.search(r"^  http://127\.0\.0\.1:\d+/tasks/\S{22}\?token=\w+$", told, re.M)
         _, errors = stop(process, signal.SIGINT)
         assert process.returncode == 0, errors
 

@@ -16,7 +16,6 @@ import trio
 import trio_websocket
 
 from worker.model import RunKey
-from worker.queue.errors import NotFound
 from worker.testing.realworker import real_worker
 from worker.testing.world import BACKING_LOG, World, open_world
 
@@ -133,16 +132,6 @@ def memory(pid: int, name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-async def announced(world: World, task_id: str) -> httpx.URL:
-    with trio.fail_after(30):
-        while True:
-            changed = world.embedded.changed()
-            try:
-                return httpx.URL((await world.queue.get_artifact(RunKey(task_id, 0), LIVE)).url)
-            except NotFound:
-                await changed.wait()
-
-
 @pytest.mark.parametrize(
     "size", [pytest.param(48 * MIB, id="48MiB"), pytest.param(1024 * MIB, id="1GiB", marks=pytest.mark.full)]
 )
@@ -160,7 +149,7 @@ async def test_every_way_brings_the_same_bytes_and_memory_does_not_grow(
                 pid = worker.process.pid
                 before = memory(pid, "VmRSS")
                 task_id = await world.create(payload)
-                url = await announced(world, task_id)
+                url = httpx.URL(await world.live_log(task_id))
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(live, url, readers["live"])
                     nursery.start_soon(websocket, url, readers["websocket"])

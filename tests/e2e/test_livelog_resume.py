@@ -10,16 +10,15 @@ import httpx
 import pytest
 import trio
 import trio_websocket
+from followed import STEP, Reader, talkative
 
 from worker.cli.common import Session
 from worker.cli.following import LogCopy
 from worker.model import RunKey
-from worker.queue.errors import NotFound
 from worker.serving import listen, port_of
 from worker.testing.link import Link
-from worker.testing.world import World, open_world
+from worker.testing.world import LIVE_LOG, World, open_world
 
-LIVE = "public/logs/live.log"
 DOWN = 0.1  # seconds that the proxy is down for
 
 
@@ -56,26 +55,6 @@ class Proxy:
         await self._connected.wait()
 
 
-class Reader:
-    """What has come."""
-
-    def __init__(self) -> None:
-        self.content = bytearray()
-        self._grown = trio.Event()
-
-    def take(self, data: bytes) -> None:
-        self.content += data
-        trio.from_thread.run_sync(self.wake)
-
-    def wake(self) -> None:
-        self._grown.set()
-        self._grown = trio.Event()
-
-    async def wait_size(self, size: int) -> None:
-        while len(self.content) < size:
-            await self._grown.wait()
-
-
 async def free_port() -> int:
     listeners = await listen("127.0.0.1", 0)
     port = port_of(listeners)
@@ -99,22 +78,6 @@ async def proxied_world(folder: Path) -> AsyncGenerator[tuple[World, Proxy], Non
             nursery.cancel_scope.cancel()
 
 
-def task(seconds: int) -> dict[str, object]:
-    """Writes 2 MB a second, in steps."""
-    steps = seconds * 50
-    script = f'for step in $(seq {steps}); do seq -f "$step %g of a log that is followed" 1300; sleep 0.02; done'
-    return {"command": [["sh", "-c", script]], "maxRunTime": 600}
-
-
-async def announced(world: World, task_id: str) -> str:
-    while True:
-        changed = world.embedded.changed()
-        try:
-            return (await world.queue.get_artifact(RunKey(task_id, 0), LIVE)).url
-        except NotFound:
-            await changed.wait()
-
-
 LENGTHS = pytest.mark.parametrize(
     ("seconds", "restarts"), [pytest.param(4, 4, id="4s"), pytest.param(60, 30, id="60s", marks=pytest.mark.full)]
 )
@@ -123,18 +86,18 @@ LENGTHS = pytest.mark.parametrize(
 @LENGTHS
 async def test_the_command_has_every_byte_once(tmp_path: Path, seconds: int, restarts: int) -> None:
     async with proxied_world(tmp_path) as (world, proxy):
-        task_id = await world.create(task(seconds))
-        await announced(world, task_id)
+        task_id = await world.create(talkative(seconds))
+        await world.live_log(task_id)
         reader, done = Reader(), trio.Event()
 
         async def follow() -> None:
-            copy = LogCopy(Session(world.queue, world.http, world.ports), RunKey(task_id, 0), LIVE, reader.take)
+            copy = LogCopy(Session(world.queue, world.http, world.ports), RunKey(task_id, 0), LIVE_LOG, reader.take)
             await copy.run(whole=True)
             done.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follow)
-            step = seconds * 2_000_000 // (restarts + 4)
+            step = seconds * STEP // (restarts + 4)
             for number in range(1, restarts + 1):
                 await reader.wait_size(number * step)
                 await proxy.restart()
@@ -147,8 +110,8 @@ async def test_the_command_has_every_byte_once(tmp_path: Path, seconds: int, res
 @LENGTHS
 async def test_a_websocket_goes_on_at_its_offset(tmp_path: Path, seconds: int, restarts: int) -> None:
     async with proxied_world(tmp_path) as (world, proxy):
-        task_id = await world.create(task(seconds))
-        url = httpx.URL(await announced(world, task_id))
+        task_id = await world.create(talkative(seconds))
+        url = httpx.URL(await world.live_log(task_id))
         reader = Reader()
 
         async def follow() -> None:
@@ -157,7 +120,7 @@ async def test_a_websocket_goes_on_at_its_offset(tmp_path: Path, seconds: int, r
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follow)
-            step = seconds * 2_000_000 // (restarts + 4)
+            step = seconds * STEP // (restarts + 4)
             for number in range(1, restarts + 1):
                 await reader.wait_size(number * step)
                 await proxy.restart()

@@ -22,7 +22,7 @@ from worker.cli.common import config_option, run_async, set_up_logging
 def queue(host: str, port: int, data: Path | None, config_path: Path | None) -> None:  # noqa: ARG001  # all take --config
     """Run the embedded queue alone: for development, tests and one machine.
 
-    Prints the three variables that lead clients to it when it is ready.
+    Prints the three variables that lead clients to it when it is ready; on stderr, the URL of its page.
     """
     set_up_logging()
 
@@ -33,6 +33,7 @@ def queue(host: str, port: int, data: Path | None, config_path: Path | None) -> 
         async with open_queue(Ports(), host, port, data) as embedded:
             for line in exports(embedded):
                 click.echo(line)
+            click.echo(f"The queue's page: {embedded.page_url()}", err=True)
             await wait_for_signal()
         return 0
 

@@ -29,8 +29,9 @@ def standalone(config_path: Path | None) -> None:
 
         ports = Ports()
         async with open_queue(ports, "127.0.0.1", 0, None) as queue:
-            click.echo(f"A queue and a worker run on this machine: {queue.root_url}/")
-            click.echo("They keep nothing when they end. To submit a task, in another terminal:\n")
+            click.echo("A queue and a worker run on this machine. Their page:\n")
+            click.echo(f"  {queue.page_url()}\n")
+            click.echo("They keep nothing when they end. To submit a task from another terminal:\n")
             for line in exports(queue):
                 click.echo(f"  export {line}")
             click.echo("  tc-worker submit TASK.yml --wait\n")

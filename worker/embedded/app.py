@@ -6,7 +6,6 @@ import hmac
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,17 +14,11 @@ from starlette.types import Receive, Scope, Send
 
 from worker.embedded import hawk
 from worker.embedded.auth import Client, Identity, authenticate
-from worker.embedded.call import Call
-from worker.embedded.errors import ApiError, AuthenticationFailed, InputTooLarge, MalformedPayload
+from worker.embedded.call import Call, perform, read_body
+from worker.embedded.errors import ApiError, AuthenticationFailed, MalformedPayload
 from worker.embedded.routing import Endpoint, Match, Reply, Router
-from worker.embedded.scopes import placeholders
 from worker.embedded.times import to_wire
 from worker.ports import Ports
-
-MAX_BODY = 10 * 1024 * 1024
-"""Bytes; a longer body of an API call is answered with 413."""
-MAX_DISCARDED = 10 * MAX_BODY
-"""Bytes; up to here a body that is too long is read to its end: a client that still sends would not see the answer."""
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +50,8 @@ class Application:
             response = await self._respond(request)
         except ClientDisconnect:
             return
+        # What tasks say is in many answers, and none of it is for browsers to take for a page.
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
@@ -73,7 +68,7 @@ class Application:
             match = self._router.match(request.method, raw_path)
             if match is None:
                 return _not_found()
-            raw = await _body(request)
+            raw = await read_body(request)
             document = _parse(raw)
             return _answer(await self._call(request, match, raw, document))
         except ApiError as error:
@@ -87,12 +82,7 @@ class Application:
 
     async def _call(self, request: Request, match: Match, raw: bytes, document: Any) -> Reply:
         identity = self.identify(request, raw)
-        call = Call(match.endpoint, match.params, request, raw, document, identity, self._ports.now())
-        if placeholders(match.endpoint.scopes) <= match.params.keys():
-            call.authorize()
-        reply = await match.endpoint.handler(call)
-        assert call.authorized, f"{match.endpoint.name} answers without having checked scopes"
-        return reply
+        return await perform(Call(match.endpoint, match.params, request, raw, document, identity, self._ports.now()))
 
     def identify(self, request: Request, raw: bytes) -> Identity:
         """Who sent the request. Raises AuthenticationFailed."""
@@ -138,21 +128,6 @@ def _not_found() -> Response:
 def _raw_path(request: Request) -> str:
     raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
     return raw.partition(b"?")[0].decode("latin-1")
-
-
-async def _body(request: Request) -> bytes:
-    parts = bytearray()
-    received = 0
-    async with aclosing(request.stream()) as stream:
-        async for part in stream:
-            received += len(part)
-            if received <= MAX_BODY:
-                parts += part
-            elif received > MAX_DISCARDED:
-                break
-    if received > MAX_BODY:
-        raise InputTooLarge(f"The body is longer than {MAX_BODY} bytes")
-    return bytes(parts)
 
 
 def _parse(raw: bytes) -> Any:

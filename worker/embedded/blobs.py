@@ -31,6 +31,15 @@ from worker.ports import Ports
 URL_LIFETIME = timedelta(minutes=45)
 WRITE_SIZE = 1024 * 1024
 PATH = re.compile(r"/blobs/([A-Za-z0-9_-]+)")
+# What a task has made is shown to people from the address that the queue's own pages have. So it gets no script and no
+# origin there, and no page takes it for a part of itself. Whoever knows the URL may read it.
+HEADERS = {
+    "Content-Security-Policy": "sandbox",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Access-Control-Allow-Origin": "*",
+}
+DESTINATIONS = frozenset({None, "document", "empty", "image", "audio", "video"})
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,9 @@ class Blobs:
         blob_or_none = await self._store.transact(lambda tx: find(tx, match[1]))
         if blob_or_none is None:
             return PlainTextResponse("Nothing was uploaded", 404)
-        return BlobResponse(self._ports, blob_or_none, self.path(blob_or_none.file), request)
+        response = BlobResponse(self._ports, blob_or_none, self.path(blob_or_none.file), request)
+        response.headers.update(HEADERS)
+        return response
 
     def _refuse(self, request: Request, blob_id: str) -> str | None:
         method = "PUT" if request.method == "PUT" else "GET"
@@ -116,6 +127,8 @@ class Blobs:
             return "The signature does not match: the URL is good for one method, one name and one content type"
         if not expires.isdecimal() or int(expires) < self._ports.now().timestamp():
             return "Request has expired"
+        if request.headers.get("sec-fetch-dest") not in DESTINATIONS:
+            return "What a task has made is no part of a page"
         return None
 
     async def _receive(self, request: Request, blob_id: str) -> Blob:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -13,13 +14,22 @@ from pydantic import BaseModel, RootModel, ValidationError
 from starlette.requests import Request
 
 from worker.embedded.auth import Identity
-from worker.embedded.errors import InputValidationError, InsufficientScopes, InvalidRequestArguments
-from worker.embedded.routing import Endpoint, check
-from worker.embedded.scopes import missing
+from worker.embedded.errors import (
+    InputTooLarge,
+    InputValidationError,
+    InsufficientScopes,
+    InvalidRequestArguments,
+)
+from worker.embedded.routing import Endpoint, Reply, check
+from worker.embedded.scopes import missing, placeholders
 from worker.embedded.times import to_wire
 
 M = TypeVar("M", bound=BaseModel)
 MAX_PAGE = 1000
+MAX_BODY = 10 * 1024 * 1024
+"""Bytes; a longer body of an API call is answered with 413."""
+MAX_DISCARDED = 10 * MAX_BODY
+"""Bytes; up to here a body that is too long is read to its end: a client that still sends would not see the answer."""
 
 
 @dataclass
@@ -118,6 +128,31 @@ class Page:
             return {}
         text = json.dumps(keys[self.limit - 1])
         return {"continuationToken": base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()}
+
+
+async def perform(call: Call) -> Reply:
+    """The answer of the method that is called. Raises ApiError, where the caller may not do this for one."""
+    if placeholders(call.endpoint.scopes) <= call.params.keys():
+        call.authorize()
+    reply = await call.endpoint.handler(call)
+    assert call.authorized, f"{call.endpoint.name} answers without having checked scopes"
+    return reply
+
+
+async def read_body(request: Request) -> bytes:
+    """All of the body. Raises InputTooLarge."""
+    parts = bytearray()
+    received = 0
+    async with aclosing(request.stream()) as stream:
+        async for part in stream:
+            received += len(part)
+            if received <= MAX_BODY:
+                parts += part
+            elif received > MAX_DISCARDED:
+                break
+    if received > MAX_BODY:
+        raise InputTooLarge(f"The body is longer than {MAX_BODY} bytes")
+    return bytes(parts)
 
 
 def _explain(error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -27,10 +28,12 @@ from worker.embedded.api_secrets import SecretMethods
 from worker.embedded.api_tasks import TaskMethods
 from worker.embedded.api_workers import WorkerMethods
 from worker.embedded.app import Application
-from worker.embedded.auth import Client
+from worker.embedded.auth import Client, Identity
 from worker.embedded.blobs import Blobs
+from worker.embedded.call import Call, perform
 from worker.embedded.page import Page
-from worker.embedded.routing import Endpoint, Router
+from worker.embedded.page_guard import Guard
+from worker.embedded.routing import Endpoint, Reply, Router
 from worker.embedded.store import Store, Transaction
 from worker.embedded.times import to_wire
 from worker.embedded.waiting import Waiting
@@ -86,7 +89,8 @@ class EmbeddedQueue:
         self._own = Client(QUEUE_CLIENT, ports.token())
         self._blob_key = ""
         self._blobs = Blobs(ports, self._store, lambda: self.root_url, lambda: self._blob_key)
-        self._page = Page(self._store, lambda: self.root_url, ports.now)
+        self._guard = Guard(lambda: self.root_url, lambda: self.credentials.access_token)
+        self._page = Page(ports, self._store, self._waiting, self._guard, self._act)
         self._clients: Mapping[str, Client] = {}
         self._application: Application | None = None
         self._requests = 0
@@ -137,6 +141,10 @@ class EmbeddedQueue:
                 # No limit: each is one short call, and a store that is not closed would be left in a thread.
                 await self._store.close()
                 await self._blobs.close()
+
+    def page_url(self, path: str = "/") -> str:
+        """The URL of a page, for the one who has started the queue: whoever knows it may create and cancel tasks."""
+        return self.root_url + self._guard.owner.url(path)
 
     def changed(self) -> trio.Event:
         """Set when anything in the queue changes after now. To be asked for before looking at what is awaited."""
@@ -193,6 +201,14 @@ class EmbeddedQueue:
             *PurgeMethods(self._store).endpoints(),
             *CommonMethods(self._ports, lambda: self._clients, self.tunnel_secret).endpoints(),
         ]
+
+    async def _act(self, request: Request, method: str, params: Mapping[str, str], document: object) -> Reply:
+        """What a page does for the root client; `method` is one of the queue's."""
+        (endpoint,) = (each for each in self.endpoints() if (each.service, each.name) == ("queue", method))
+        root = self._clients[self.credentials.client_id]
+        identity = Identity(root.client_id, root.scopes)
+        raw = b"" if document is None else json.dumps(document).encode()
+        return await perform(Call(endpoint, params, request, raw, document, identity, self._ports.now()))
 
     async def _respond(self, request: Request) -> Response | None:
         return await self._blobs.respond(request) or await self._page.respond(request)

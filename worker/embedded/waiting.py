@@ -1,4 +1,4 @@
-"""Who waits for what: workers for pending tasks, the background service for the next due time."""
+"""Who waits for what: workers for pending tasks, pages for changes, the background service for the next due time."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Waiting:
         self.stopping = False
         self.releases = 0
         self.changed = trio.Event()  # set at the next change of anything; another one then takes its place
+        self.version = 0  # changes so far
 
     def committed(self, transaction: Transaction) -> None:
         """Tell everybody whom the transaction concerns."""
@@ -29,13 +30,23 @@ class Waiting:
             self._wake(task_queue_id)
         self._expect(transaction.due)
         if transaction.changed:
-            self.changed.set()
-            self.changed = trio.Event()
+            self.version += 1
+            self._tell_change()
+
+    def _tell_change(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def until_changed(self, version: int) -> None:
+        """Return when the version is another one, or the queue stops."""
+        while self.version == version and not self.stopping:
+            await self.changed.wait()
 
     def stop(self) -> None:
-        """Wake every worker that waits: there will be no more work."""
+        """Wake everybody who waits: there will be no more work, and nothing to see."""
         self.stopping = True
         self.release()
+        self._tell_change()
 
     def release(self) -> None:
         """Wake every worker that waits now, to be answered with nothing."""

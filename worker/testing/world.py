@@ -20,6 +20,7 @@ from worker.model import RunKey
 from worker.ports import Ports
 from worker.queue.credentials import Credentials
 from worker.queue.deployment import Deployment
+from worker.queue.errors import NotFound
 from worker.queue.models import CreateTaskRequest, TaskStatus
 from worker.queue.services import Queue
 from worker.schema import JsonObject
@@ -27,6 +28,7 @@ from worker.supervisor import Supervisor, run_worker
 
 TASK_QUEUE = "proj-test/native"
 TOP_LEVEL = ("engine", "engines", "plugins", "webhooks")
+LIVE_LOG = "public/logs/live.log"
 BACKING_LOG = "public/logs/live_backing.log"
 
 
@@ -137,6 +139,16 @@ class World:
                 if status.state in states:
                     return status
                 await changed.wait()
+
+    async def live_log(self, task_id: str, run_id: int = 0) -> str:
+        """Wait, for a minute at most, until a run's live log is announced: where it is."""
+        with trio.fail_after(60):
+            while True:
+                changed = self.embedded.changed()
+                try:
+                    return (await self.queue.get_artifact(RunKey(task_id, run_id), LIVE_LOG)).url
+                except NotFound:
+                    await changed.wait()
 
     async def artifact(self, task_id: str, name: str, run_id: int = 0) -> bytes:
         """The content of an artifact, decoded."""

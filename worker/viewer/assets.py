@@ -28,7 +28,7 @@ class _Asset:
 
 
 class Assets:
-    """The files in the folder `static` of a package: served by name, or templates of pages (`.html`).
+    """The files in the folder `static` of a package: served by name, or templates (`.html`, `.yml`).
 
     Reading them blocks; it happens in the constructor.
     """
@@ -38,7 +38,7 @@ class Assets:
         self._templates: dict[str, Template] = {}
         for file in (files(package) / "static").iterdir():
             kind = file.name.rpartition(".")[2]
-            if kind == "html":
+            if kind in {"html", "yml"}:
                 self._templates[file.name] = Template(file.read_text("utf-8"))
             else:
                 self._served[file.name] = _Asset(file.read_bytes(), CONTENT_TYPES[kind])

@@ -28,21 +28,21 @@ class Viewer:
         assets: str,
         live: str | None = None,
         artifact: str | None = None,
-        back: tuple[str, str] | None = None,
+        back: str | None = None,
     ) -> Response:
         """The page of a log.
 
         URLs may be relative to the page's own. `live` serves the log while it is written; `artifact` is where the queue
         leads to the log, live or stored; one of them must be there. `assets` ends in `/` and is where the files are
-        (`asset`). `back` is a link to what the log belongs to, its URL and its text.
+        (`asset`). `back` is a page about what the log belongs to.
         """
         raw = artifact or live
         assert raw is not None, "a page without a log"
-        link = f'<a href="{escape(back[0])}">{escape(back[1])}</a>: ' if back else ""
+        heading = f'<a href="{escape(back)}">{escape(title)}</a>' if back else escape(title)
         html = self._assets.fill(
             "view.html",
             title=escape(title),
-            heading=link + escape(title),
+            heading=heading,
             assets=escape(assets),
             live=escape(live or ""),
             artifact=escape(artifact or ""),

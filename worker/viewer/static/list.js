@@ -9,7 +9,7 @@
 // Pixels. Firefox cannot lay out more than 17.8 million, Chromium and Safari 33.5 million.
 const TALLEST = 15_000_000;
 const MARGIN = 400; // pixels of rows beyond what is in sight
-const REST = 150; // milliseconds without scrolling after which the scroll bar is put right
+const REST = 300; // milliseconds without scrolling after which it has ended, in browsers that do not tell
 
 export class VirtualList {
   #scroller;
@@ -43,6 +43,11 @@ export class VirtualList {
     this.#followed = followed;
     this.#rowHeight = parseFloat(getComputedStyle(layer).lineHeight);
     scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    if ("onscrollend" in scroller) scroller.addEventListener("scrollend", () => this.#rested());
+    scroller.addEventListener("keydown", (event) => this.#key(event));
+    scroller.addEventListener("wheel", ({ deltaY }) => deltaY < 0 && this.follow(false), { passive: true });
+    scroller.addEventListener("touchmove", () => this.follow(false), { passive: true });
+    scroller.addEventListener("pointerdown", ({ target }) => target === scroller && this.follow(false)); // the scroll bar
     new ResizeObserver(() => this.#resized()).observe(scroller);
   }
 
@@ -55,6 +60,16 @@ export class VirtualList {
     if (following !== this.#following) this.#followed(following);
     this.#following = following;
     if (following) this.#toEnd();
+  }
+
+  /** Whoever wants to go up must not be held at the end by a log that grows; and ends are reached in one step. */
+  #key(event) {
+    if (event.target !== this.#scroller || event.altKey || event.metaKey || event.shiftKey) return;
+    if (["Home", "PageUp", "ArrowUp"].includes(event.key)) this.follow(false);
+    if (event.key === "Home") this.#restart(0, 0);
+    else if (event.key === "End") this.follow(true);
+    else return;
+    event.preventDefault();
   }
 
   get #atEnd() {
@@ -151,23 +166,37 @@ export class VirtualList {
 
   #scrolled() {
     const bottom = this.#top + this.#measure();
-    // A jump, as by the scroll bar: nothing of what was in sight remains so.
-    if (this.#scroll > bottom + MARGIN || this.#scroll + this.#view < this.#top - MARGIN) {
-      const share = this.#scroll / Math.max(1, this.#height - this.#view);
-      const exact = !this.#wrapped && this.#share === this.#rowHeight;
-      const line = exact ? this.#scroll / this.#rowHeight : share * this.count;
-      this.#clear(Math.floor(line));
-      this.#top = exact ? this.#first * this.#rowHeight : this.#scroll + (share > 0.999 ? this.#view : 0);
-    }
+    if (this.#scroll > bottom + MARGIN || this.#scroll + this.#view < this.#top - MARGIN) this.#jump();
     this.#update();
     const up = this.#scroll < this.#lastScroll;
     this.#lastScroll = this.#scroll;
     if (this.#atEnd !== this.#following && this.#atEnd !== up) this.follow(this.#atEnd);
+    if ("onscrollend" in this.#scroller) return;
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#settle(), REST);
+    this.#timer = setTimeout(() => this.#rested(), REST);
   }
 
-  /** Let the scroll bar tell again by share where one is. */
+  /** Begin anew where the scroll bar was moved to: near an end from there, so that it is met, and else by share. */
+  #jump() {
+    const near = 3 * this.#view;
+    if (this.#scroll < near) {
+      this.#clear(0);
+      this.#top = 0;
+    } else if (this.#height - this.#view - this.#scroll < near) {
+      this.#clear(this.count);
+      this.#top = this.#height;
+    } else {
+      this.#clear(Math.floor(this.#scroll / this.#share));
+      this.#top = this.#first * this.#share;
+    }
+  }
+
+  #rested() {
+    // To move the view ends what moves it, as a key that was pressed a moment ago. Small differences are not seen.
+    if (Math.abs(this.#first * this.#share - this.#top) > 4 * this.#view) this.#settle();
+  }
+
+  /** Let the scroll bar tell by share where one is. */
   #settle() {
     this.#shift(this.#first * this.#share - this.#top);
   }
