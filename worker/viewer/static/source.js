@@ -86,7 +86,7 @@ export class Source {
     if (code === null) {
       // Not opened: a proxy may not let websockets through, or nothing is there.
       const response = await this.#fetch(url).catch((error) => this.#leave(error));
-      if (response.ok) return this.#take(response, 0, "live");
+      if (response.ok) return this.#takeLive(response);
       if (this.#artifact === null && response.status >= 500) return LOST;
     } else if (code !== CLOSED_DETACHED && code !== CLOSED_TOO_SLOW) {
       return LOST;
@@ -152,6 +152,16 @@ export class Source {
     } catch (error) {
       throw new Lost(error.message);
     }
+  }
+
+  /**
+   * A live answer may end as if it were whole where something on the way has broken, such as a tunnel: the log has ended
+   * when an answer brings no more of it.
+   */
+  async #takeLive(response) {
+    const before = this.#store.size;
+    await this.#take(response, 0, "live");
+    return this.#store.size > before ? LOST : ENDED;
   }
 
   /** Read an answer to its end, but for the `skipped` bytes at its beginning. */
