@@ -248,7 +248,16 @@ PROBLEMS = [
     "panic: runtime",
     "Segmentation fault (core dumped)",
 ]
-HARMLESS = ["0 errors", "ERRORS=0", "FAILOVER", "failed over", "no failure", "terrors", "[taskcluster:warn] x"]
+HARMLESS = [
+    "[taskcluster 2026-01-31T00:00:00.000Z] Executing command 0: grep FAILED",
+    "0 errors",
+    "ERRORS=0",
+    "FAILOVER",
+    "failed over",
+    "no failure",
+    "terrors",
+    "[taskcluster:warn] x",
+]
 
 
 async def test_from_error_to_error(page: Page) -> None:

@@ -15,7 +15,9 @@ import { Styles } from "./styles.js";
 import { Switch } from "./switches.js";
 import { Times } from "./times.js";
 
-const MOST_BYTES = 1 << 30; // a page that holds much more is ended by the browser
+// A page that holds much more is ended by the browser.
+const MOST_BYTES = 1 << 30;
+const MOST_LINES = 10_000_000;
 const TIMES_PAUSE = 1000; // milliseconds between two requests for the times of new lines
 
 const part = (id) => document.getElementById(id);
@@ -24,7 +26,7 @@ const place = (name) => name && new URL(name, location.href).href;
 const places = { live: place(document.body.dataset.live) || null, artifact: place(document.body.dataset.artifact) || null };
 const settings = load();
 
-const store = new Store(MOST_BYTES);
+const store = new Store(MOST_BYTES, MOST_LINES);
 const styles = new Styles(store);
 const times = new Times();
 const rows = new Rows(store, styles, times);
