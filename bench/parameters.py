@@ -20,6 +20,7 @@ DEFAULTS: Mapping[str, Parameters] = MappingProxyType(
     {
         "abort": Parameters(tasks=100, rounds=2, capacity=10),
         "claim": Parameters(tasks=500, rounds=3, capacity=16),
+        "livelog": Parameters(tasks=1000, rounds=3, capacity=500),
     }
 )
 SMOKE = Parameters(tasks=6, rounds=1, capacity=3)

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import httpx
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 import engines.registry
 import plugins.registry
 from worker.documents import BadDocument, read_document
 from worker.limits import LimitsConfig
+from worker.logconfig import LogConfig
 from worker.quantities import Duration, Size
 from worker.queue.credentials import Credentials
 from worker.reading import Reading
 from worker.references import References
-from worker.schema import Document, JsonObject
+from worker.schema import Document, FilePath, JsonObject
 from worker.webhooks.config import WebhooksConfig
 
 CONFIG_VARIABLE = "TC_WORKER_CONFIG"
@@ -39,10 +40,6 @@ WORKER_NAME_PATTERN = r"^[a-zA-Z0-9-_]{1,38}$"
 
 class ConfigError(BadDocument):
     """The config is not what it should be: every problem, each with its path, none with a secret."""
-
-
-def _as_path(value: object) -> object:
-    return Path(value) if isinstance(value, str) and value else value
 
 
 def _check_root_url(text: str) -> str:
@@ -67,7 +64,6 @@ def _check_certificate(text: str | None) -> str | None:
 
 
 WorkerName = Annotated[str, Field(pattern=WORKER_NAME_PATTERN)]
-FilePath = Annotated[Path, BeforeValidator(_as_path)]
 
 
 class ShutdownConfig(Document):
@@ -90,6 +86,7 @@ class WorkerConfig(Document):
     minimum_disk_space: Size = 10 * 2**30
     shutdown: ShutdownConfig = ShutdownConfig()
     limits: LimitsConfig = LimitsConfig()
+    log: LogConfig = LogConfig()
     number_of_tasks: Annotated[int, Field(ge=0)] = 0
     idle_timeout: Duration = timedelta()
 
@@ -195,7 +192,7 @@ def parse_config(document: JsonObject, environ: Mapping[str, str], path: Path | 
         engine=file.engine,
         engine_config=engine,
         plugin_configs=plugin_configs,
-        webhooks=file.webhooks,
+        webhooks=file.webhooks.below(base),
         path=path,
     )
 

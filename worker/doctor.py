@@ -21,7 +21,8 @@ from worker.queue.client import service
 from worker.queue.deployment import Deployment
 from worker.queue.errors import QueueError, Unauthorized
 from worker.queue.retry import RetryPolicy
-from worker.serving import listen
+from worker.serving import BadCertificate, listen, load_certificate
+from worker.webhooks.tunnelconfig import default_client_id
 from worker.workshop import configured_payload
 
 SKEW_TOLD, SKEW_BAD = 30.0, 15 * 60.0  # seconds; services refuse signatures that are 15 minutes off (facts page, 1)
@@ -56,7 +57,7 @@ async def examine(config: Config, ports: Ports, tell: Callable[[Finding], None])
         tell(finding)
     tell(_payload(config))
     tell(await ports.run_sync(_disk, config))
-    tell(await _webhooks(config))
+    tell(await _webhooks(config, ports))
     for finding in await _queue(config, ports):
         tell(finding)
 
@@ -107,7 +108,7 @@ def _disk(config: Config) -> Finding:
     return Finding("disk", Health.OK, detail)
 
 
-async def _webhooks(config: Config) -> Finding:
+async def _webhooks(config: Config, ports: Ports) -> Finding:
     where = f"{config.webhooks.host} port {config.webhooks.port}"
     try:
         listeners = await listen(config.webhooks.host, config.webhooks.port)
@@ -115,6 +116,11 @@ async def _webhooks(config: Config) -> Finding:
         return Finding("webhooks", Health.BAD, f"cannot listen on {where}: {error}", "choose another webhooks.port")
     for listener in listeners:
         await listener.aclose()
+    if config.webhooks.tls is not None:
+        try:
+            await load_certificate(config.webhooks.tls, ports)
+        except BadCertificate as error:
+            return Finding("webhooks", Health.BAD, str(error), "give webhooks.tls another certificate and its key")
     return Finding("webhooks", Health.OK, f"can listen on {where}")
 
 
@@ -156,7 +162,9 @@ async def _credentials(config: Config, deployment: Deployment) -> Finding:
     except (QueueError, HttpError) as error:
         return Finding("credentials", Health.WARN, f"{client}: cannot be examined: {error}")
     own = config.worker
-    wanted = (f"queue:claim-work:{own.task_queue_id}", f"queue:worker-id:{own.worker_group}/{own.worker_id}")
+    wanted = [f"queue:claim-work:{own.task_queue_id}", f"queue:worker-id:{own.worker_group}/{own.worker_id}"]
+    if tunnel := config.webhooks.websocktunnel:
+        wanted.append(tunnel.scope(tunnel.client_id or default_client_id(own.worker_group, own.worker_id)))
     if missing := [scope for scope in wanted if not _covered(scope, scopes)]:
         return Finding(
             "credentials", Health.BAD, f"{client} lacks {', '.join(missing)}", "grant the client these scopes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections.abc import Iterator
 
 LIMIT = 32 * 1024  # entries of 16 bytes
 
@@ -57,3 +58,8 @@ class LineTimes:
         if index < 0:
             raise LookupError(f"nothing was written at {offset} or before")
         return self._times[index] / 1000
+
+    def since(self, offset: int) -> Iterator[tuple[int, int]]:
+        """What tells the times from `offset` on: pairs of offset and milliseconds, in order."""
+        first = max(0, bisect_right(self._offsets, offset) - 1)
+        return zip(self._offsets[first:], self._times[first:], strict=True)

@@ -10,12 +10,9 @@ have seen what is before the other. What is before both can be told, since nothi
 
 from __future__ import annotations
 
-import json
 import re
-from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from urllib.parse import quote, quote_plus
 
 MARKER = b"[redacted]"
 MINIMUM = 4  # bytes; what is shorter is found all over a log, and is no secret
@@ -192,28 +189,3 @@ def _gate(secrets: Iterable[bytes]) -> bytes:
         byte = b"[%b]" % b"".join(b"\\x%02x" % value for value in sorted(set(column)))
         gate = byte + (b"(?:\\Z|%b)" % gate if gate else b"")
     return gate
-
-
-def spellings(value: bytes) -> frozenset[bytes]:
-    """The secret as tools print it; none if it is too short to be hidden. White space around it does not belong to it.
-
-    Besides the value: with the line ends of a terminal, URL-quoted, as in a JSON string, and in base64 within whatever
-    stands before and after it. Since this is how secrets get into logs unmeant: `curl -v` prints the header of basic
-    authentication, which is base64 of user, colon and password; errors print URLs; `env` is dumped as JSON. It costs a
-    few literals per secret. It is no promise: base64 that is wrapped, a hexadecimal dump or one line of several is
-    told, and so a task that means to tell a secret can. In base64, what shares a character with other bytes is told:
-    4 bits at either end at most.
-    """
-    value = value.strip()
-    text = value.decode(errors="surrogateescape")
-    forms = {value, value.replace(b"\r\n", b"\n")}
-    forms |= {form.replace(b"\n", b"\r\n") for form in forms if b"\r" not in form}
-    forms |= {quote(value).encode(), quote(value, safe="").encode(), quote_plus(value).encode()}
-    forms |= {json.dumps(text)[1:-1].encode()}
-    forms |= {json.dumps(text, ensure_ascii=False)[1:-1].encode(errors="surrogateescape")}
-    for shift in range(3):
-        encoded = b64encode(bytes(shift) + value)
-        # Bytes are 8 bits and characters 6: those that hold bits of nothing but the value.
-        own = encoded[-(-8 * shift // 6) : 8 * (shift + len(value)) // 6]
-        forms |= {own, own.translate(bytes.maketrans(b"+/", b"-_"))}
-    return frozenset(form for form in forms if len(form) >= MINIMUM) if len(value) >= MINIMUM else frozenset()

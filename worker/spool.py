@@ -59,27 +59,68 @@ class Gzipped:
         yield Chunks(self.read)
 
 
-@asynccontextmanager
-async def gzipped(ports: Ports, read: Read, folder: Path) -> AsyncGenerator[Gzipped, None]:
-    """All that `read` gives, compressed in memory, or in an unnamed file in `folder` where it is large.
+class Gzip:
+    """Compresses what it is fed, into memory, or into an unnamed file where that is large.
 
-    Equal content gives equal bytes. Raises OSError where `folder` has no room, and what `read` raises. Cancellation
-    ends it between two chunks.
+    Equal content gives equal bytes, however it was split.
     """
+
+    def __init__(self, ports: Ports, spool: IO[bytes]) -> None:
+        self._ports = ports
+        self._spool = spool
+        self._begin()
+
+    def _begin(self) -> None:
+        self._compressor: zlib._Compress | None = None  # made when it is needed: it takes 256 KiB
+        self.fed = 0  # bytes
+
+    async def feed(self, chunk: bytes) -> None:
+        """Compress these too. Raises OSError where the folder has no room; after that only `restart` is of use."""
+        await self._ports.run_sync(self._compress, chunk)
+
+    def _compress(self, chunk: bytes) -> None:
+        if self._compressor is None:
+            self._compressor = zlib.compressobj(wbits=_GZIP_FORMAT)
+        self._spool.write(self._compressor.compress(chunk))
+        # Here, where the caller's cancellation comes either before it or after it.
+        self.fed += len(chunk)
+
+    async def restart(self) -> None:
+        """Forget what was fed."""
+        self._begin()
+        await self._ports.run_sync(lambda: self._spool.truncate(self._spool.seek(0)))
+
+    async def finish(self) -> Gzipped:
+        """What was fed, compressed; nothing more can be. It is readable until the block of `open_gzip` ends."""
+        await self._ports.run_sync(self._finish)
+        return Gzipped(self._ports, self._spool, self._spool.tell())
+
+    def _finish(self) -> None:
+        compressor = self._compressor or zlib.compressobj(wbits=_GZIP_FORMAT)
+        self._spool.write(compressor.flush())
+
+
+@asynccontextmanager
+async def open_gzip(ports: Ports, folder: Path) -> AsyncGenerator[Gzip, None]:
+    """A `Gzip` whose file is in `folder`, for as long as the block lasts."""
     # It does nothing that blocks before it leaves memory, and that happens in a thread.
     spool = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=str(folder))  # noqa: SIM115 - closed below
-    compressor = zlib.compressobj(wbits=_GZIP_FORMAT)
-
-    def compress(chunk: bytes) -> None:
-        spool.write(compressor.compress(chunk))
-
     try:
-        async for chunk in Chunks(read):
-            await ports.run_sync(compress, chunk)
-        await ports.run_sync(lambda: spool.write(compressor.flush()))
-        yield Gzipped(ports, spool, spool.tell())
+        yield Gzip(ports, spool)
     finally:
         # Freeing a large file's blocks takes a while. There is no limit beside the shield: a call that has begun in a
         # thread cannot be given up anyhow.
         with trio.CancelScope(shield=True):
             await ports.run_sync(spool.close)
+
+
+@asynccontextmanager
+async def gzipped(ports: Ports, read: Read, folder: Path) -> AsyncGenerator[Gzipped, None]:
+    """All that `read` gives, compressed.
+
+    Raises OSError where `folder` has no room, and what `read` raises. Cancellation ends it between two chunks.
+    """
+    async with open_gzip(ports, folder) as gzip:
+        async for chunk in Chunks(read):
+            await gzip.feed(chunk)
+        yield await gzip.finish()

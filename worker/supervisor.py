@@ -30,18 +30,19 @@ from worker.queue.credentials import Credentials
 from worker.queue.deployment import Deployment
 from worker.queue.errors import ApiError, QueueError
 from worker.queue.models import TaskClaim
-from worker.queue.services import Queue
+from worker.queue.services import Auth, Queue
 from worker.recovery import EndProcesses, end_leftovers, open_work_dir
 from worker.services import Identity, Services
 from worker.taskrun import TaskRun
 from worker.watchdog import Expectation, OpenWatchdog, open_watchdog
 from worker.webhooks import Webhooks, WebhooksConfig, open_webhooks
+from worker.webhooks.tunnelconfig import default_client_id
 from worker.workshop import Workshop, open_workshop
 
 log = logging.getLogger("worker")
 
 MakeRun = Callable[[Workshop, TaskClaim, Callable[[], None]], TaskRun]
-OpenWebhooks = Callable[[Ports, WebhooksConfig], AbstractAsyncContextManager[Webhooks]]
+OpenWebhooks = Callable[[Ports, WebhooksConfig, Auth, str], AbstractAsyncContextManager[Webhooks]]
 
 # Limits in seconds. The queue's long poll is 20 s (facts page, 1); one that takes longer brings nothing any more.
 CLAIM_LIMIT = 60.0  # for a claim with its answer
@@ -297,17 +298,20 @@ async def run_worker(
         open_watchdog(own.limits.stuck.total_seconds()) as watchdog,
     ):
         with watchdog.expects("the end of the worker") as ending:
-            async with open_http(ports) as http, open_webhooks(ports, config.webhooks) as webhooks:
-                services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)
+            async with open_http(ports) as http:
                 deployment = Deployment(root_url, http, ports)
-                async with open_workshop(
-                    config, services, deployment, extra_plugins or {}, extra_engines, watchdog
-                ) as workshop:
-                    queue = Queue(deployment, lambda: credentials)
-                    supervisor = Supervisor(own, workshop, queue, ending, on_stop, make_run)
-                    log.info("claims from %s at %s, %d at once", own.task_queue_id, root_url, own.capacity)
-                    task_status.started(supervisor)
-                    return await supervisor.run()
+                auth = Auth(deployment, lambda: credentials)
+                client_id = default_client_id(own.worker_group, own.worker_id)
+                async with open_webhooks(ports, config.webhooks, auth, client_id) as webhooks:
+                    services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)
+                    async with open_workshop(
+                        config, services, deployment, extra_plugins or {}, extra_engines, watchdog
+                    ) as workshop:
+                        queue = Queue(deployment, lambda: credentials)
+                        supervisor = Supervisor(own, workshop, queue, ending, on_stop, make_run)
+                        log.info("claims from %s at %s, %d at once", own.task_queue_id, root_url, own.capacity)
+                        task_status.started(supervisor)
+                        return await supervisor.run()
 
 
 async def stop_on_signals(supervisor: Supervisor) -> None:

@@ -1,131 +1,218 @@
-"""One run's log: an append-only file with one writer's end and many readers, each at an offset of its own."""
+"""One run's log: what its task writes and what the worker remarks, without secrets, in one append-only file.
+
+task ─ write ─▸ redaction ─┐
+                           ├─▸ size limit ─▸ file ─▸ viewers, backing log
+worker ─ say ─▸ redaction ─┘            └─▸ tail, appended at the end
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
 
+from worker.linetimes import LineTimes
+from worker.logfile import CHUNK, Follower, LogFile
 from worker.ports import Ports
+from worker.quantities import approximate_size, format_size
+from worker.redaction import Redactor
+from worker.spellings import spellings
 
 log = logging.getLogger("worker.run")
 
-CHUNK = 64 * 1024  # bytes that a reader gets at once, and that may wait in memory before they are written
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """How long a log may get, and what it must not tell; sizes in bytes.
+
+    `secrets` are hidden in all of their `spellings`.
+    """
+
+    size_limit: int | None = None
+    tail: int = 64 * 1024
+    secrets: frozenset[bytes] = frozenset()
+    patterns: tuple[re.Pattern[bytes], ...] = ()
 
 
 class TaskLog:
-    """Bytes go into a small buffer and from there to the file when it is full, or as soon as a reader wants them.
+    """The writer's end, and what readers read from.
 
-    So a log that nobody follows costs a few writes, and one that is followed is as fresh as its readers ask. Readers
-    are served from the file alone: however slow they are, they hold up neither the task nor the memory.
+    Secrets are hidden before anything is stored, so stored, live and followed logs are the same bytes. What the task
+    writes and what the worker remarks are redacted apart from one another: a remark in the midst of a secret does not
+    split it. So a remark may come before the last few bytes that a task has written, where a secret may begin with
+    these, or before an unfinished line, where there are patterns.
+
+    Beyond the size limit the log stops and says so; its end follows when it is closed.
     """
 
-    def __init__(self, ports: Ports, path: Path, descriptor: int) -> None:
+    def __init__(self, ports: Ports, file: LogFile, settings: LogSettings) -> None:
+        secrets = _all_spellings(settings.secrets)
         self._ports = ports
-        self._descriptor = descriptor
-        self._buffer = bytearray()
-        self._stored = 0  # bytes in the file
-        self._flushing = trio.Lock()
-        self._grown = trio.Event()  # replaced whenever it is set
-        self.path = path
-        self.closed = False
+        self._settings = settings
+        self._output = Redactor(secrets, settings.patterns)
+        self._remarks = Redactor(secrets, settings.patterns)
+        self._tail: _Tail | None = None
+        self.file = file
+        self.times = LineTimes()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
 
     @property
     def size(self) -> int:
-        """How many bytes were written so far."""
-        return self._stored + len(self._buffer)
+        """How many bytes readers can read so far."""
+        return self.file.size
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing follows any more."""
+        return self.file.closed
+
+    def hide(self, secrets: Iterable[bytes]) -> None:
+        """Hide these too from now on, in all of their `spellings`; what is too short to be a secret is not hidden."""
+        found = _all_spellings(secrets)
+        self._output.add(found)
+        self._remarks.add(found)
 
     async def write(self, data: bytes) -> None:
-        """Append a task's output, as it is. Waits while the disk is behind. Raises OSError, as from a full disk."""
-        self._append(data)
-        if len(self._buffer) >= CHUNK:
-            await self.flush()
+        """Append a task's output. Waits while the disk is behind. Raises OSError, as from a full disk."""
+        self._append(self._output.feed(data))
+        if self.file.unwritten >= CHUNK:
+            await self.file.flush()
         else:
             await trio.lowlevel.checkpoint()
+
+    def end_output(self) -> None:
+        """A command has ended: what was held back of its output is told. Whatever follows begins anew."""
+        self._append(self._output.end())
 
     def say(self, message: str) -> None:
         """Append a remark of the worker, a line or more: `[taskcluster 2026-01-31T00:00:00.000Z] message`.
 
         A remark that comes when the log is closed goes to the worker's own log.
         """
-        self._remark(f"[taskcluster {_time(self._ports.now())}] ", message)
+        self._remark(f"[taskcluster {self._time()}] ", message)
 
     def warn(self, message: str) -> None:
         """Append what its reader should know but did not end the task: `[taskcluster:warn TIME] message`."""
-        self._remark(f"[taskcluster:warn {_time(self._ports.now())}] ", message)
+        self._remark(f"[taskcluster:warn {self._time()}] ", message)
 
     def error(self, message: str) -> None:
         """Append why the task did not complete: `[taskcluster:error] message`."""
         self._remark("[taskcluster:error] ", message)
 
     def _remark(self, prefix: str, message: str) -> None:
+        hidden = self._hidden(message)
         if self.closed:
-            log.info("%s: after its log was closed: %s", self.path.stem, message)
+            log.info("%s: after its log was closed: %s", self.path.stem, hidden.decode(errors="replace"))
             return
-        lines = message.splitlines() or [""]
-        self._append("".join(f"{prefix}{line}\n" for line in lines).encode(errors="backslashreplace"))
+        lines = hidden.splitlines() or [b""]
+        self._append(b"".join(b"%b%b\n" % (prefix.encode(), line) for line in lines))
+
+    def _hidden(self, message: str) -> bytes:
+        return self._remarks.feed(message.encode(errors="backslashreplace")) + self._remarks.end()
+
+    def _time(self) -> str:
+        return _wire(self._ports.now())
 
     def _append(self, data: bytes) -> None:
         if self.closed:
             raise ValueError("the log is closed")
-        self._buffer += data
-        self._wake()
+        limit = self._settings.size_limit
+        if self._tail is None and limit is not None and self.size + len(data) > limit:
+            room = max(0, limit - self.size)
+            self._store(data[:room])
+            self._store(
+                f"\n[taskcluster:warn {self._time()}] the log has reached its limit of {format_size(limit)}: from here "
+                f"on only the last {format_size(self._settings.tail)} are kept, for its end\n".encode()
+            )
+            data, self._tail = data[room:], _Tail(self._settings.tail)
+        if self._tail is None:
+            self._store(data)
+        else:
+            self._tail.append(data)
 
-    def _wake(self) -> None:
-        self._grown.set()
-        self._grown = trio.Event()
+    def _store(self, data: bytes) -> None:
+        if data:
+            self.times.wrote(self.size, self._ports.now().timestamp())
+            self.file.append(data)
 
     async def flush(self) -> None:
-        """Bring to the file what was written before this call. Raises OSError, and then keeps the data."""
-        async with self._flushing:
-            while self._buffer:
-                data = bytes(self._buffer[:CHUNK])
-                written = await self._ports.run_sync(os.pwrite, self._descriptor, data, self._stored)
-                self._stored += written
-                del self._buffer[:written]
+        """Bring to the file what readers can read. Raises OSError, and then keeps the data."""
+        await self.file.flush()
 
     async def read(self, offset: int) -> bytes:
-        """Up to 64 KiB from `offset` on; waits for them, and answers `b""` only where the closed log ends.
+        """As `LogFile.read`."""
+        return await self.file.read(offset)
 
-        Raises OSError where they cannot be brought to the file, except for the end of a closed log: that is read from
-        memory, so that a full disk does not hide what has been said of it.
-        """
-        while offset >= self.size and not self.closed:
-            await self._grown.wait()
-        if offset >= self._stored and self.closed:
-            await trio.lowlevel.checkpoint()
-            return bytes(self._buffer[offset - self._stored :][:CHUNK])
-        if offset >= self._stored:
-            await self.flush()
-        return await self._ports.run_sync(os.pread, self._descriptor, min(CHUNK, self._stored - offset), offset)
-
-    async def follow(self, offset: int = 0) -> AsyncGenerator[bytes, None]:
+    def follow(self, offset: int = 0) -> Follower:
         """All bytes from `offset` on, as they are written, until the log is closed."""
-        while chunk := await self.read(offset):
-            yield chunk
-            offset += len(chunk)
+        return Follower(self.file, offset)
 
     async def close(self) -> None:
-        """Take no more bytes; readers get what there is and then the end. Raises OSError; is closed all the same."""
-        self.closed = True
-        self._wake()
-        await self.flush()
+        """Take no more; readers get what there is and then the end. Raises OSError; is closed all the same."""
+        if not self.closed:
+            self.end_output()
+            if self._tail is not None:
+                self._store(self._tail.notice(self._time()) + self._tail.content())
+            self.file.close()
+        await self.file.flush()
 
 
-def _time(now: datetime) -> str:
+class _Tail:
+    """The last bytes of what is not stored, `size` of them at least."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._kept = bytearray()
+        self._dropped = 0
+
+    def append(self, data: bytes) -> None:
+        self._kept += data
+        if len(self._kept) > 2 * self._size:  # not at each write, since that moves the others
+            self._drop(len(self._kept) - self._size)
+
+    def _drop(self, count: int) -> None:
+        del self._kept[:count]
+        self._dropped += count
+
+    def notice(self, time: str) -> bytes:
+        """What stands before the content."""
+        if len(self._kept) > self._size:
+            self._drop(len(self._kept) - self._size)
+        if not self._dropped:
+            return b""
+        first_line = self._kept.find(b"\n") + 1
+        if first_line < len(self._kept):  # whole lines, unless all of it is one
+            self._drop(first_line)
+        return f"[taskcluster:warn {time}] {approximate_size(self._dropped)} of the log are left out here\n".encode()
+
+    def content(self) -> bytes:
+        return bytes(self._kept)
+
+
+def _all_spellings(secrets: Iterable[bytes]) -> frozenset[bytes]:
+    return frozenset(form for secret in secrets for form in spellings(secret))
+
+
+def _wire(now: datetime) -> str:
     return now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @asynccontextmanager
-async def open_tasklog(ports: Ports, path: Path) -> AsyncGenerator[TaskLog, None]:
+async def open_tasklog(ports: Ports, path: Path, settings: LogSettings | None = None) -> AsyncGenerator[TaskLog, None]:
     """A new log in `path`, readable until the block ends. Removing the file is the caller's."""
     descriptor = await ports.run_sync(os.open, path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        yield TaskLog(ports, path, descriptor)
+        yield TaskLog(ports, LogFile(ports, path, descriptor), settings or LogSettings())
     finally:
         os.close(descriptor)

@@ -133,7 +133,7 @@ class TaskRun:
 
     async def _run_and_report(self) -> Resolution:
         path = await self._ports.run_sync(_log_path, self._workshop.services.work_dir, self.key)
-        async with open_tasklog(self._ports, path) as tasklog:
+        async with open_tasklog(self._ports, path, self._workshop.log) as tasklog:
             try:
                 return await self._run_with(tasklog)
             finally:
@@ -205,6 +205,7 @@ class TaskRun:
         try:
             async with step("the engine's builder", engine.builder(run), limits.enter, limits.clean_up) as builder:
                 started = await self._execute(host, builder)
+                run.log.end_output()
                 if not started:
                     await self._judge(host, run.log, None)
                 else:

@@ -18,6 +18,7 @@ from worker.payload import Owner, PayloadSchema
 from worker.pluginhost import Member, in_order
 from worker.queue.deployment import Deployment
 from worker.services import Services
+from worker.tasklog import LogSettings
 from worker.watchdog import Watchdog
 
 ENGINE = "engine"  # the owner of the engine's slice of the payload
@@ -33,6 +34,7 @@ class Workshop:
     plugins: Sequence[Member]
     schema: PayloadSchema
     limiter: Limiter
+    log: LogSettings
 
 
 def payload_schema(
@@ -85,4 +87,6 @@ async def open_workshop(
             await scopes.enter_async_context(
                 limiter.scope(f"{name}: its worker scope", scope, limits.prepare, limits.clean_up)
             )
-        yield Workshop(services, deployment, engine, ordered, schema, limiter)
+        own_secrets = [config.credentials.access_token] if config.credentials else []
+        log = config.worker.log.settings(own_secrets)
+        yield Workshop(services, deployment, engine, ordered, schema, limiter, log)

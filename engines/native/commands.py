@@ -53,6 +53,7 @@ async def _run(
         return Ended(success=False, message=f"command {index} could not be started: {error}")
     code = await process.wait()
     await output.drain()
+    log.end_output()
     wall, after = trio.current_time() - begun, tree.usage()
     for line in _closing_lines(code, wall, before, after):
         log.say(line)

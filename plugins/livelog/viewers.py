@@ -1,34 +1,42 @@
-"""Serves a log over HTTP while it is written (facts page, section 4)."""
+"""Serves a log to those who have its URL, while it is written (facts page, section 4).
+
+/         plain HTTP or websocket        /events   a line per event, with its time
+/times    when which byte was written    /view     a page that shows it
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+
 import trio
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from worker.tasklog import CHUNK, TaskLog
-
-PAUSE = 0.05  # seconds in which output is gathered: each send costs much more than the bytes in it
-
-METHODS = b"GET, HEAD, OPTIONS"
-COMMON_HEADERS = [
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-expose-headers", b"X-Streaming"),
-]
-LOG_HEADERS = [
-    *COMMON_HEADERS,
-    (b"content-type", b"text/plain; charset=utf-8"),
-    (b"x-streaming", b"true"),
-    # What a task writes is not for a browser to guess a type from, nor for a proxy to keep or to change.
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store, no-transform"),
-]
+from plugins.livelog.answers import (
+    COMMON_HEADERS,
+    CONTENT_HEADERS,
+    METHODS,
+    BadRequest,
+    answer,
+    cancel_on_disconnect,
+    offset_of,
+    refuse,
+)
+from plugins.livelog.events import first_of, send_events
+from plugins.livelog.sockets import show_log
+from plugins.livelog.streaming import stream_log
+from worker.tasklog import TaskLog
 
 
 class Viewers:
-    """An ASGI application that shows one log to whoever asks: from byte 0 on, as it is written, until it is closed."""
+    """An ASGI application that shows one log to whoever asks."""
 
-    def __init__(self, log: TaskLog) -> None:
+    def __init__(self, log: TaskLog, page: ASGIApp) -> None:
+        """`page` answers what is at `/view` and below it."""
         self._log = log
+        self._page = page
         self._reading = 0
         self._nobody_reads = trio.Event()
         self._nobody_reads.set()
@@ -37,54 +45,65 @@ class Viewers:
         """Return when every viewer has got all of the log or has gone."""
         await self._nobody_reads.wait()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. Cancellation breaks the answer off, visibly for the viewer."""
-        if scope["type"] != "http":
-            await send({"type": "websocket.close"})
-            return
-        match scope["method"]:
-            case "GET":
-                await self._show(receive, send)
-            case "HEAD":
-                await _answer(send, 200, LOG_HEADERS)
-            case "OPTIONS":
-                allowed = [(b"access-control-allow-methods", METHODS), (b"access-control-allow-headers", b"*")]
-                await _answer(send, 204, [*COMMON_HEADERS, *allowed, (b"access-control-max-age", b"3600")])
-            case _:
-                await _answer(send, 405, [*COMMON_HEADERS, (b"allow", METHODS), (b"content-length", b"0")])
-
-    async def _show(self, receive: Receive, send: Send) -> None:
+    @contextmanager
+    def _reader(self) -> Generator[None, None, None]:
         if not self._reading:
             self._nobody_reads = trio.Event()
         self._reading += 1
         try:
-            async with trio.open_nursery() as nursery:
-                # A viewer of a silent log would else be noticed to have gone only when something is written.
-                nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
-                await self._stream(send)
-                nursery.cancel_scope.cancel()
+            yield
         finally:
             self._reading -= 1
             if not self._reading:
                 self._nobody_reads.set()
 
-    async def _stream(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": LOG_HEADERS})
-        offset = 0
-        while chunk := await self._log.read(offset):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            offset += len(chunk)
-            if len(chunk) < CHUNK and not self._log.closed:
-                await trio.sleep(PAUSE)
-        await send({"type": "http.response.body", "body": b""})
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Cancellation breaks the answer off, visibly for the viewer."""
+        try:
+            if scope["type"] == "websocket":
+                await self._websocket(scope, receive, send)
+            elif scope["path"] == "/view" or scope["path"].startswith("/view/"):
+                await self._page(scope, receive, send)
+            elif scope["method"] in {"GET", "HEAD"}:
+                await self._get(scope, receive, send)
+            elif scope["method"] == "OPTIONS":
+                allowed = [(b"access-control-allow-methods", METHODS), (b"access-control-allow-headers", b"*")]
+                await answer(scope, send, 204, [*COMMON_HEADERS, *allowed, (b"access-control-max-age", b"3600")])
+            else:
+                await refuse(scope, send, 405, "this can be read only", [(b"allow", METHODS)])
+        except BadRequest as error:
+            await refuse(scope, send, 400, str(error))
 
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/":
+            await refuse(scope, send, 404, "there is no such websocket")
+            return
+        offset = offset_of(scope) or 0
+        with self._reader():
+            await show_log(self._log.file, offset, receive, send)
 
-async def _cancel_on_disconnect(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
+    async def _get(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["path"]:
+            case "/":
+                answering = partial(stream_log, self._log.file, offset_of(scope), scope, send)
+                await self._while_there(receive, answering)
+            case "/events":
+                await self._while_there(receive, partial(send_events, self._log, first_of(scope), scope, send))
+            case "/times":
+                await self._times(scope, send)
+            case _:
+                await refuse(scope, send, 404, "there is no such page")
 
+    async def _while_there(self, receive: Receive, answering: Callable[[], Awaitable[None]]) -> None:
+        with self._reader():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel_on_disconnect, receive, nursery.cancel_scope)
+                await answering()
+                nursery.cancel_scope.cancel()
 
-async def _answer(send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
+    async def _times(self, scope: Scope, send: Send) -> None:
+        times = self._log.times
+        document = {"precision": times.precision, "times": list(times.since(offset_of(scope) or 0))}
+        body = json.dumps(document, separators=(",", ":")).encode()
+        own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await answer(scope, send, 200, [*CONTENT_HEADERS, *own], body)

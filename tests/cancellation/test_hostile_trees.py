@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import trio
-from cancellation_process import AS_NOBODY, common_folder, nobodys_python, real_worker
+from cancellation_process import AS_NOBODY, common_folder, nobodys_python
 
 from worker.cgroups import open_homes
 from worker.process import owner_of
 from worker.testing.hostile import HOSTILE, TRAITS, command, freezer
 from worker.testing.leaks import no_leaks
+from worker.testing.realworker import real_worker
 from worker.testing.trees import Arrivals, survivors, wait_gone
 from worker.testing.world import World, open_world
 

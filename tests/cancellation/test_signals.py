@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import trio
-from cancellation_process import RealWorker, real_worker
 
 from worker.process import owner_of
 from worker.queue.models import TaskStatus
 from worker.testing.hostile import HOSTILE, command
 from worker.testing.leaks import no_leaks
+from worker.testing.realworker import RealWorker, real_worker
 from worker.testing.trees import Arrivals
 from worker.testing.world import World, open_world
 

@@ -39,8 +39,10 @@ class TestLiveLog(PluginSuite):
         return LiveLogConfig.model_validate({"delay": 0})
 
     async def test_the_suite_sees_whether_the_page_is_gone(self, tmp_path: Path) -> None:
-        async with self.opened(tmp_path) as opened:
-            await opened.hooks.background()
+        async with self.opened(tmp_path) as opened, trio.open_nursery() as nursery:
+            nursery.start_soon(opened.hooks.background)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
         assert [type(request) for _, request in opened.queue.created] == [ReferenceArtifactRequest]
 
 

@@ -213,6 +213,7 @@ def others(call: Caller) -> None:
     request = {"method": "get", "resource": "/x", "host": "example.com", "port": 80}
     call("auth", "authenticateHawk", request)
     call("auth", "authenticateHawk", {**request, "authorization": "Hawk nonsense"})
+    call("auth", "websocktunnelToken", "audience", "group.id.webhooks")
     for service in SERVICES:
         for method in ("ping", "lbheartbeat", "heartbeat", "version"):
             call(service, method)

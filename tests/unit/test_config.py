@@ -61,6 +61,12 @@ def test_the_example_of_the_design_page(tmp_path: Path) -> None:
     assert config.webhooks.host == "127.0.0.1"
 
 
+def test_the_certificates_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    tls = load(tmp_path, "webhooks: {tls: {certificate: a.pem, key: /etc/b.pem}}").webhooks.tls
+    assert tls is not None
+    assert (tls.certificate, tls.key) == (tmp_path / "a.pem", Path("/etc/b.pem"))
+
+
 def test_without_a_file_there_are_defaults() -> None:
     config = parse_config({}, {"XDG_STATE_HOME": "/state"})
     assert config.root_url is None

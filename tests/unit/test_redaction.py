@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.redaction import LINE, MARKER, MINIMUM, Redactor, spellings
+from worker.redaction import LINE, MARKER, MINIMUM, Redactor
+from worker.spellings import spellings
 
 SECRETS = st.lists(st.text("ab\n", min_size=MINIMUM, max_size=9).map(str.encode), max_size=5)
 CHUNKS = st.lists(st.text("ab\n", max_size=12).map(str.encode), max_size=12)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import resource
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import cast
 
 import httpx
 import pytest
@@ -13,7 +17,8 @@ import trio
 import trio_websocket
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from worker.serving import listen, port_of, serve
+from worker.serving import ServingLimits, listen, port_of, serve
+from worker.serving.sockets import KEEP_ALIVE_IDLE, keep_alive
 
 SECONDS = 5.0  # a limit against hanging tests, far above what anything here takes
 
@@ -75,11 +80,11 @@ class Application:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, max_connections: int = 100, keep_alive: float = 60.0) -> AsyncGenerator[int, None]:
+async def serving(app: ASGIApp, **limits: object) -> AsyncGenerator[int, None]:
     """Serves `app`, gives the port, and checks that the end comes at once."""
     listeners = await listen("127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve, app, listeners, max_connections=max_connections, keep_alive=keep_alive))
+        await nursery.start(partial(serve, app, listeners, limits=ServingLimits.model_validate(limits)))
         yield port_of(listeners)
         nursery.cancel_scope.cancel()
         began = trio.current_time()
@@ -194,7 +199,7 @@ async def test_sending_to_a_peer_that_has_gone_ends_the_application(
     pipelined: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = Application()
-    async with serving(app, max_connections=1) as port:
+    async with serving(app, connections=1) as port:
         async with await connect(port) as stream:
             await stream.send_all(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n" + pipelined)
             await app.entered.wait()
@@ -206,7 +211,7 @@ async def test_sending_to_a_peer_that_has_gone_ends_the_application(
 
 async def test_an_unread_body_does_not_block_the_answer() -> None:
     """The application answers without reading; hypercorn alone would wait for it to read."""
-    async with serving(Application(), max_connections=1) as port:
+    async with serving(Application(), connections=1, request_body=10**8) as port:
         async with await connect(port) as stream, trio.open_nursery() as nursery:
 
             async def send() -> None:
@@ -241,7 +246,7 @@ async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture, capfd: 
 
 
 async def test_more_connections_than_slots_wait_for_their_turn() -> None:
-    async with serving(Application(), max_connections=5) as port:
+    async with serving(Application(), connections=5) as port:
         answers: list[bytes] = []
 
         async def ask() -> None:
@@ -258,7 +263,7 @@ async def test_more_connections_than_slots_wait_for_their_turn() -> None:
 
 
 async def test_an_idle_connection_frees_its_slot_when_the_peer_goes() -> None:
-    async with serving(Application(), max_connections=1) as port:
+    async with serving(Application(), connections=1) as port:
         async with await connect(port) as stream:
             await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             await stream.receive_some()
@@ -276,7 +281,7 @@ async def test_an_idle_connection_frees_its_slot_when_the_peer_goes() -> None:
     ],
 )
 async def test_a_connection_without_a_request_is_closed_after_a_while(sent: bytes) -> None:
-    async with serving(Application(), keep_alive=0.05) as port, await connect(port) as stream:
+    async with serving(Application(), idle_time=0.05, header_time=0.05) as port, await connect(port) as stream:
         await stream.send_all(sent)
         with trio.fail_after(SECONDS):
             await read_all(stream)
@@ -284,7 +289,7 @@ async def test_a_connection_without_a_request_is_closed_after_a_while(sent: byte
 
 async def test_a_long_request_is_not_idle() -> None:
     app = Application()
-    async with serving(app, keep_alive=0.05) as port, await connect(port) as stream:
+    async with serving(app, idle_time=0.05, header_time=0.05) as port, await connect(port) as stream:
         await stream.send_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
         with trio.move_on_after(0.5):
             await app.left.wait()
@@ -324,3 +329,53 @@ async def test_an_address_in_use_is_an_oserror() -> None:
         await listen("127.0.0.1", port_of(listeners))
     for listener in listeners:
         await listener.aclose()
+
+
+class Failing(trio.abc.Listener[trio.SocketStream]):
+    """A listener with errors before it works."""
+
+    def __init__(self, listener: trio.SocketListener, *errors: int) -> None:
+        self._listener = listener
+        self._errors = list(errors)
+
+    async def accept(self) -> trio.SocketStream:
+        if self._errors:
+            raise OSError(self._errors.pop(0), "an error")
+        return await self._listener.accept()
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
+async def test_accepting_goes_on_after_errors_that_pass(caplog: pytest.LogCaptureFixture) -> None:
+    [listener] = await listen("127.0.0.1", 0)
+    failing = Failing(listener, errno.EMFILE, errno.ECONNABORTED, errno.ENFILE)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, Application(), [cast("trio.SocketListener", failing)])
+        await check_alive(port_of([listener]))
+        nursery.cancel_scope.cancel()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no further connections for now: too many open files in this process or machine"
+    ]
+
+
+async def test_an_error_that_does_not_pass_is_raised() -> None:
+    [listener] = await listen("127.0.0.1", 0)
+    with pytest.RaisesGroup(OSError):
+        await serve(Application(), [cast("trio.SocketListener", Failing(listener, errno.EBADF))])
+
+
+async def test_the_kernel_asks_a_silent_peer_whether_it_is_there() -> None:
+    [listener] = await listen("127.0.0.1", 0)
+    async with listener, await connect(port_of([listener])), await listener.accept() as stream:
+        keep_alive(stream, 20)
+        assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert stream.getsockopt(socket.IPPROTO_TCP, KEEP_ALIVE_IDLE) == 20
+
+
+async def test_connections_leave_half_of_the_descriptors_to_others(caplog: pytest.LogCaptureFixture) -> None:
+    """With as many as the limits would have, nothing would be left to run tasks with."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with serving(Application(), connections=descriptors) as port:
+        await check_alive(port)
+    assert f"{descriptors // 2} connections at once" in caplog.text

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,8 +14,9 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.logfile import CHUNK
 from worker.ports import Ports
-from worker.tasklog import CHUNK, TaskLog, open_tasklog
+from worker.tasklog import LogSettings, TaskLog, open_tasklog
 
 T = TypeVar("T")
 
@@ -161,3 +163,112 @@ async def test_what_a_full_disk_did_not_take_is_read_from_memory_in_the_end(tmp_
         whole = b"x" * CHUNK + b"y" * (CHUNK + 1) + b"[taskcluster:error] the disk is full\n"
         assert await everything(log) == whole
         assert await everything(log, CHUNK + 3) == whole[CHUNK + 3 :]
+
+
+# What it does not tell
+
+
+async def test_secrets_are_hidden_from_output_and_remarks_also_when_they_come_in_pieces(tmp_path: Path) -> None:
+    settings = LogSettings(secrets=frozenset({b"open-sesame"}), patterns=(re.compile(rb"ghp_\w+"),))
+    async with open_tasklog(Ports(), tmp_path / "log", settings) as log:
+        for byte in b"say open-sesame, ghp_abcdef\n":
+            await log.write(bytes([byte]))
+        log.say("Executing command 0: knock open-sesame and ghp_123")
+        await log.close()
+        text = await everything(log)
+    assert text.startswith(b"say [redacted], [redacted]\n[taskcluster ")
+    assert text.endswith(b"knock [redacted] and [redacted]\n")
+    assert (tmp_path / "log").read_bytes() == text
+
+
+async def test_a_remark_does_not_split_a_secret(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log", LogSettings(secrets=frozenset({b"open-sesame"}))) as log:
+        await log.write(b"say open-se")
+        log.say("a remark")
+        await log.write(b"same\n")
+        await log.close()
+        text = await everything(log)
+    assert re.fullmatch(rb"say \[taskcluster \S+\] a remark\n\[redacted\]\n", text)
+
+
+async def test_what_was_held_back_is_told_when_the_output_ends(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log", LogSettings(secrets=frozenset({b"open-sesame"}))) as log:
+        await log.write(b"say open-se")
+        assert log.size == len(b"say ")
+        log.end_output()
+        log.say("after it")
+        await log.close()
+        assert re.fullmatch(rb"say open-se\[taskcluster \S+\] after it\n", await everything(log))
+
+
+async def test_secrets_that_become_known_later_are_hidden_from_then_on(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log") as log:
+        await log.write(b"open-sesame ")
+        log.hide([b"open-sesame", b"abc"])
+        await log.write(b"open-sesame abc ")
+        log.say("open-sesame")
+        await log.close()
+        text = await everything(log)
+    assert text.startswith(b"open-sesame [redacted] abc [taskcluster ")
+    assert text.endswith(b"] [redacted]\n")
+
+
+# How long it gets
+
+
+async def test_of_a_log_that_is_too_long_the_beginning_and_the_end_are_kept(tmp_path: Path) -> None:
+    settings = LogSettings(size_limit=1000, tail=1000)
+    async with open_tasklog(Ports(), tmp_path / "log", settings) as log:
+        lines = [b"line %d\n" % number for number in range(10_000)]
+        for line in lines:
+            await log.write(line)
+        assert log.size < 1200
+        log.error("it failed")
+        await log.close()
+        text = await everything(log)
+    whole = b"".join(lines)
+    assert text.startswith(whole[:1000] + b"\n[taskcluster:warn ")
+    assert b"the log has reached its limit of 1 kB" in text
+    _, end = text.rsplit(b"KiB of the log are left out here\n", 1)
+    assert whole.endswith(end.removesuffix(b"[taskcluster:error] it failed\n"))
+    assert end.startswith(b"line ")
+    assert 900 < len(end) <= 1000
+
+
+async def test_where_nothing_was_left_out_it_does_not_say_so(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log", LogSettings(size_limit=10, tail=1000)) as log:
+        await log.write(b"0123456789" * 50)
+        await log.close()
+        text = await everything(log)
+    beginning, _, end = text.partition(b"\n[taskcluster:warn ")
+    assert beginning == b"0123456789"
+    assert end.partition(b"\n")[2] == b"0123456789" * 49
+
+
+async def test_the_tail_of_one_endless_line_is_kept_too(tmp_path: Path) -> None:
+    async with open_tasklog(Ports(), tmp_path / "log", LogSettings(size_limit=10, tail=1024)) as log:
+        for _ in range(100):
+            await log.write(b"x" * 1000)
+        await log.write(b"\n")
+        await log.close()
+        assert (await everything(log)).endswith(b"left out here\n" + b"x" * 1023 + b"\n")
+
+
+# When it was written
+
+
+async def test_every_write_has_its_time(tmp_path: Path) -> None:
+    class Clock(Ports):
+        time = datetime(2026, 1, 31, tzinfo=UTC)
+
+        def now(self) -> datetime:
+            return self.time
+
+    ports = Clock()
+    async with open_tasklog(ports, tmp_path / "log", LogSettings(secrets=frozenset({b"open-sesame"}))) as log:
+        await log.write(b"first open-sesame\n")
+        second = log.size
+        ports.time += timedelta(seconds=5)
+        await log.write(b"second\n")
+        assert log.times.at(0) == log.times.at(second - 1) == datetime(2026, 1, 31, tzinfo=UTC).timestamp()
+        assert log.times.at(second) == ports.time.timestamp()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from io import FileIO
 from pathlib import Path
@@ -27,18 +27,28 @@ AT_ONCE = 4
 Progress = Callable[[int], None]  # is told how many more bytes there are
 
 
+def _no_headers(_url: httpx.URL) -> Mapping[str, str]:
+    return {}
+
+
 @asynccontextmanager
-async def open_artifact(session: Session, key: RunKey, name: str) -> AsyncGenerator[HttpStream, None]:
-    """The content of an artifact, to be read. Raises Failure, QueueError or HttpError."""
+async def open_artifact(
+    session: Session, key: RunKey, name: str, headers_for: Callable[[httpx.URL], Mapping[str, str]] = _no_headers
+) -> AsyncGenerator[tuple[httpx.URL, HttpStream], None]:
+    """Where the content of an artifact is in the end, and the content to be read, or the part that headers ask for.
+
+    Raises Failure, QueueError or HttpError.
+    """
     url = httpx.URL((await session.queue.get_artifact(key, name)).url)
     for _ in range(MAX_REDIRECTS):
-        async with session.http.bulk.stream("GET", url) as stream:
+        headers = headers_for(url)
+        async with session.http.bulk.stream("GET", url, headers=headers) as stream:
             if stream.status in {301, 302, 303, 307, 308}:
                 url = url.join(stream.headers.get("Location", ""))
                 continue
-            if stream.status != 200:
+            if stream.status != 200 and not (headers and stream.status in {206, 416}):
                 raise Failure(f"{name}: {plain_url(url)} answers with status {stream.status}", NO_QUEUE)
-            yield stream
+            yield url, stream
             return
     raise Failure(f"{name}: more than {MAX_REDIRECTS} redirections", NO_QUEUE)
 
@@ -95,7 +105,7 @@ async def _download(session: Session, key: RunKey, name: str, target: Path, more
     await session.ports.run_sync(lambda: target.parent.mkdir(parents=True, exist_ok=True))
     partial = target.with_name(f".{target.name[:200]}.part")
     try:
-        async with open_artifact(session, key, name) as stream:
+        async with open_artifact(session, key, name) as (_, stream):
             await _write(session.ports, partial, stream, more)
         await session.ports.run_sync(partial.replace, target)
     finally:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from math import inf
 
+import httpx
 import trio
 
 from worker.cli.common import NO_QUEUE, Failure, Session
 from worker.cli.fetching import open_artifact, tell
 from worker.cli.tasks import EXIT_CODES, described, latest_run
-from worker.http import HttpError
+from worker.http import HttpError, HttpStream, TimedOut, plain_url
 from worker.model import RunKey
 from worker.queue.errors import NotFound
 from worker.schema import JsonObject
@@ -20,38 +22,92 @@ LOGS = {"live": "public/logs/live.log", "backing": "public/logs/live_backing.log
 SILENCE = 1.0  # seconds after which what there is of a running task's log has come, without --follow
 PAUSE = 0.5  # seconds between looks for a log that is not there yet
 ATTEMPTS = 10  # in a row without a byte
+VERY_LARGE = 2**53 - 1  # beyond the end of any log (RFC 8673, section 2.3)
 
 
-class _Stdout:
-    """Where bytes go as they are; `offset` of them went."""
+class LogCopy:
+    """One log on its way to `write`, across interruptions; `write` may block while its reader is slow."""
 
-    def __init__(self) -> None:
-        self.offset = 0
+    def __init__(self, session: Session, key: RunKey, name: str, write: Callable[[bytes], object]) -> None:
+        self._session = session
+        self._key = key
+        self._name = name
+        self._write = write
+        self._live: httpx.URL | None = None  # where it was found to be streamed
+        self.offset = 0  # bytes that were written
 
-    def write(self, data: bytes) -> None:
-        """Blocks while the reader is slow."""
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        self.offset += len(data)
+    async def run(self, *, whole: bool) -> None:
+        """Copy to the end of the log; or, not `whole`, to its present end. Raises what the last of many attempts did.
+
+        Between the end of the live log and the upload of the whole one there is a moment without either.
+        """
+        failures = 0
+        while True:
+            before = self.offset
+            failure: Exception | None = None
+            try:
+                if await self._copy(whole=whole):
+                    return
+            except (HttpError, Failure, NotFound) as error:
+                failure = error
+            # A task may be silent for hours, and uploads take their time after the end of its log.
+            silent = (failure is None or isinstance(failure, TimedOut)) and await self._runs()
+            failures = 0 if silent or self.offset > before else failures + 1
+            if failures >= ATTEMPTS:
+                raise failure or Failure(f"{self._name}: it ends again and again where nothing follows", NO_QUEUE)
+            if self.offset == before or failure is not None:
+                await trio.sleep(PAUSE)
+
+    async def _runs(self) -> bool:
+        return (await self._session.queue.status(self._key.task_id)).state not in EXIT_CODES
+
+    async def _copy(self, *, whole: bool) -> bool:
+        """One attempt; whether all is copied."""
+        before = self.offset
+        async with open_artifact(self._session, self._key, self._name, self._wanted) as (url, stream):
+            self._live = url if stream.headers.get("X-Streaming") == "true" else None
+            if stream.status == 416:
+                return True  # It has ended, and there is no more of it.
+            position = self.offset if stream.status == 206 else 0
+            if position and not stream.headers.get("Content-Range", "").startswith(f"bytes {position}-"):
+                raise Failure(f"{self._name}: {plain_url(url)} answers with another range than asked", NO_QUEUE)
+            if not await self._take(stream, position, whole=whole):
+                return True
+        # The answer of a live log may end as if it were whole where something on the way has broken, such as a tunnel:
+        # the log has ended when there is no more of it. Another worker's, without ranges, brings nothing new then.
+        return self._live is None or (stream.status == 200 and self.offset == before and not await self._runs())
+
+    async def _take(self, stream: HttpStream, position: int, *, whole: bool) -> bool:
+        """Write what is new; whether that was to the end of the answer."""
+        chunks = aiter(stream.chunks())
+        while True:
+            with trio.move_on_after(inf if whole else SILENCE) as patience:
+                chunk = await anext(chunks, b"")
+            if patience.cancelled_caught:
+                return False
+            if not chunk:
+                return True
+            # What does not begin where it was asked to begins with the first byte.
+            fresh = chunk[max(0, self.offset - position) :]
+            position += len(chunk)
+            if fresh:
+                await self._session.ports.run_sync(self._write, fresh)
+                self.offset += len(fresh)
+
+    def _wanted(self, url: httpx.URL) -> Mapping[str, str]:
+        """Of a live log the rest, as it is written (RFC 8673). A stored one is compressed, and its ranges are too."""
+        return {"Range": f"bytes={self.offset}-{VERY_LARGE}"} if self.offset and url == self._live else {}
 
 
 async def copy_log(session: Session, task_id: str, *, follow: bool) -> None:
     """Copy the log of the task's last run to stdout. Raises Failure where there is none."""
     key, name, running = await _find_log(session, task_id, follow=follow)
-    stdout = _Stdout()
-    failures = 0
-    while True:
-        before = stdout.offset
-        try:
-            await _copy_once(session, key, name, stdout, whole=follow or not running)
-        except (HttpError, Failure, NotFound):
-            # Between the end of the live log and the upload of the whole one there is a moment without either.
-            failures = 0 if stdout.offset > before else failures + 1
-            if failures >= ATTEMPTS:
-                raise
-            await trio.sleep(PAUSE)
-        else:
-            return
+    await LogCopy(session, key, name, _write_out).run(whole=follow or not running)
+
+
+def _write_out(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 async def _find_log(session: Session, task_id: str, *, follow: bool) -> tuple[RunKey, str, bool]:
@@ -79,20 +135,3 @@ def _log_names(payload: JsonObject) -> list[str]:
     logs = payload.get("logs")
     given = logs if isinstance(logs, dict) else {}
     return [str(given.get(which, usual)) for which, usual in LOGS.items()]
-
-
-async def _copy_once(session: Session, key: RunKey, name: str, stdout: _Stdout, *, whole: bool) -> None:
-    """From where `stdout` is to the end of the log; or, not `whole`, to its present end."""
-    position = 0
-    async with open_artifact(session, key, name) as stream:
-        chunks = aiter(stream.chunks())
-        while True:
-            with trio.move_on_after(inf if whole else SILENCE) as patience:
-                chunk = await anext(chunks, b"")
-            if patience.cancelled_caught or not chunk:
-                return
-            # Every stream begins with the first byte, also after an interruption.
-            fresh = chunk[max(0, stdout.offset - position) :]
-            position += len(chunk)
-            if fresh:
-                await session.ports.run_sync(stdout.write, fresh)

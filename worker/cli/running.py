@@ -20,6 +20,7 @@ from worker.embedded import EmbeddedQueue, open_embedded_queue
 from worker.ports import Ports
 from worker.queue.credentials import Credentials
 from worker.supervisor import Supervisor, run_worker, stop_on_signals
+from worker.webhooks import WebhooksConfig
 
 
 @asynccontextmanager
@@ -50,7 +51,8 @@ def joined(config: Config, queue: EmbeddedQueue, **worker: object) -> Config:
     """`config` for a worker of the embedded queue, with other values for `config.worker`.
 
     Unless it says otherwise, no disk space need be free, since this is somebody's own machine, and cancelled tasks are
-    looked for every second, since this is somebody's own queue.
+    looked for every second, since this is somebody's own queue. Its web server is for this machine alone: a tunnel
+    would not take this queue's tokens, and the config's port may be in use by a worker that runs.
     """
     given = config.worker.model_fields_set
     if "minimum_disk_space" not in given:
@@ -59,7 +61,8 @@ def joined(config: Config, queue: EmbeddedQueue, **worker: object) -> Config:
         worker.setdefault("cancel_poll_interval", timedelta(seconds=1))
     credentials = Credentials(queue.credentials.client_id, queue.credentials.access_token)
     own = config.worker.model_copy(update=worker)
-    return dataclasses.replace(config, root_url=queue.root_url, credentials=credentials, worker=own)
+    webhooks = WebhooksConfig()
+    return dataclasses.replace(config, root_url=queue.root_url, credentials=credentials, worker=own, webhooks=webhooks)
 
 
 async def supervise(

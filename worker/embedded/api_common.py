@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import Field
 
-from worker.embedded.auth import Client, authenticate
+from worker.embedded.auth import CLOCK_SKEW, Client, authenticate
 from worker.embedded.call import Call
 from worker.embedded.errors import AuthenticationFailed
 from worker.embedded.hawk import Target
@@ -20,6 +24,7 @@ from worker.ports import Ports
 from worker.queue.wire import Request
 
 NOTHING = AllOf()
+TUNNEL_TOKEN_LIFETIME = 96 * 3600  # seconds
 
 
 class AuthenticateHawkRequest(Request):
@@ -35,10 +40,11 @@ class AuthenticateHawkRequest(Request):
 
 @dataclass(frozen=True)
 class CommonMethods:
-    """The methods; `clients` are those that the queue knows."""
+    """The methods; `clients` are those that the queue knows, `tunnel_secret` is shared with websocktunnel servers."""
 
     ports: Ports
     clients: Callable[[], Mapping[str, Client]]
+    tunnel_secret: str
 
     def endpoints(self) -> list[Endpoint]:
         """Each method with its scopes."""
@@ -52,6 +58,12 @@ class CommonMethods:
             *health,
             Endpoint("auth", "currentScopes", "auth:current-scopes", self.current_scopes),
             Endpoint("auth", "authenticateHawk", NOTHING, self.authenticate_hawk, hide_payload=True),
+            Endpoint(
+                "auth",
+                "websocktunnelToken",
+                "auth:websocktunnel-token:<wstAudience>/<wstClient>",
+                self.websocktunnel_token,
+            ),
         ]
 
     async def ping(self, call: Call) -> Reply:  # the form of every handler
@@ -76,3 +88,29 @@ class CommonMethods:
             return Reply({"status": "no-auth", "scheme": "none", **answer})
         answer = {"status": "auth-success", "scheme": "hawk", "clientId": identity.client_id, **answer}
         return Reply({**answer, "hash": identity.payload_hash} if identity.payload_hash else answer)
+
+    async def websocktunnel_token(self, call: Call) -> Reply:
+        """A JWT (RFC 7519) with which a client may connect to a websocktunnel server, for 96 hours."""
+        now = int(call.moment.timestamp())
+        expires = now + TUNNEL_TOKEN_LIFETIME
+        audience, client = call.params["wstAudience"], call.params["wstClient"]
+        claims = {"tid": client, "aud": audience, "sub": call.identity.client_id, "iss": "taskcluster-auth"}
+        times = {"iat": now, "exp": expires, "nbf": now - int(CLOCK_SKEW.total_seconds())}
+        return Reply(
+            {
+                "wstAudience": audience,
+                "wstClient": client,
+                "token": sign_jwt(claims | times, self.tunnel_secret),
+                "expires": to_wire(datetime.fromtimestamp(expires, UTC)),
+            }
+        )
+
+
+def sign_jwt(claims: Json, secret: str) -> str:
+    """A JSON web token by HMAC-SHA256 (RFC 7515 and 7519)."""
+
+    def encode(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+    text = ".".join(encode(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
+    return f"{text}.{encode(hmac.digest(secret.encode(), text.encode(), 'sha256'))}"

@@ -38,13 +38,17 @@ from worker.embedded.store import Store, Transaction
 from worker.embedded.times import to_wire
 from worker.embedded.waiting import Waiting
 from worker.ports import Ports
-from worker.serving import listen, port_of, serve
+from worker.serving import ServingLimits, listen, port_of, serve
 
 ROOT_CLIENT = "static/taskcluster/root"
 QUEUE_CLIENT = "static/taskcluster/queue"
 CLAIM_TIMEOUT = timedelta(minutes=20)
 LAST_ANSWERS = 2.0
 """Seconds that a queue which stops gives to the requests under way."""
+LIMITS = ServingLimits(
+    headers=64 * 1024,  # a certificate with many scopes makes a long Authorization header
+    request_body=2**40,  # artifacts are uploaded here
+)
 
 
 class ClientCredentials(Protocol):
@@ -66,6 +70,7 @@ class EmbeddedQueue:
     `app` is the ASGI application; it answers 503 unless `run` runs. `root_url` is where clients find it, and must be
     set before the first request. `credentials` belong to a client that may do everything; when none are given, a
     random token is made, which a queue with `data` keeps for its next start: it is known when `run` has started.
+    `tunnel_secret` is what a websocktunnel server must know to take this queue's tokens.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class EmbeddedQueue:
         self._idle = trio.Event()
         self._given = credentials is not None
         self.root_url = ""
+        self.tunnel_secret = ports.token()
         self.credentials = (
             Client(ROOT_CLIENT, ports.token())
             if credentials is None
@@ -194,7 +200,7 @@ class EmbeddedQueue:
             *ObjectMethods(self._store, self._blobs).endpoints(),
             *SecretMethods(self._store).endpoints(),
             *PurgeMethods(self._store).endpoints(),
-            *CommonMethods(self._ports, lambda: self._clients).endpoints(),
+            *CommonMethods(self._ports, lambda: self._clients, self.tunnel_secret).endpoints(),
         ]
 
     async def _act(self, request: Request, method: str, params: Mapping[str, str], document: object) -> Reply:
@@ -234,7 +240,7 @@ async def open_embedded_queue(
 
     async def serve_queue(*, task_status: trio.TaskStatus[None]) -> None:
         with serving:
-            await serve(cast("ASGIFramework", queue.app), listeners, task_status=task_status)
+            await serve(cast("ASGIFramework", queue.app), listeners, limits=LIMITS, task_status=task_status)
 
     failure: Exception | None = None
     try:

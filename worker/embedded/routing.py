@@ -33,6 +33,8 @@ PATTERNS: Mapping[str, re.Pattern[str]] = {
     "limit": re.compile(r"[0-9]{1,9}"),
     "continuationToken": re.compile(r"[A-Za-z0-9_-]+"),
     "quarantined": re.compile("true|false"),
+    "wstAudience": re.compile(r"[a-zA-Z0-9_-]{1,38}"),
+    "wstClient": re.compile(r"[a-zA-Z0-9_~.%-]+"),
 }
 # Names hold slashes, which clients write as %2F or as they are.
 SLASHED = {"name": ".+", "taskQueueId": "[^/]+(?:/[^/]+)?", "workerPoolId": "[^/]+(?:/[^/]+)?"}

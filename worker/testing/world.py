@@ -20,12 +20,15 @@ from worker.model import RunKey
 from worker.ports import Ports
 from worker.queue.credentials import Credentials
 from worker.queue.deployment import Deployment
+from worker.queue.errors import NotFound
 from worker.queue.models import CreateTaskRequest, TaskStatus
 from worker.queue.services import Queue
 from worker.schema import JsonObject
 from worker.supervisor import Supervisor, run_worker
 
 TASK_QUEUE = "proj-test/native"
+TOP_LEVEL = ("engine", "engines", "plugins", "webhooks")
+LIVE_LOG = "public/logs/live.log"
 BACKING_LOG = "public/logs/live_backing.log"
 
 
@@ -50,8 +53,8 @@ class World:
     folder: Path
 
     def config(self, **worker: Any) -> Config:
-        """A config whose part `worker` has these settings; `engine`, `engines` and `plugins` go to the top."""
-        document: JsonObject = {key: worker.pop(key) for key in ("engine", "engines", "plugins") if key in worker}
+        """A config whose part `worker` has these settings; those of `TOP_LEVEL` go to the top."""
+        document: JsonObject = {key: worker.pop(key) for key in TOP_LEVEL if key in worker}
         number = len(list(self.folder.iterdir()))
         own = {
             "taskQueueId": TASK_QUEUE,
@@ -137,10 +140,20 @@ class World:
                     return status
                 await changed.wait()
 
+    async def live_log(self, task_id: str, run_id: int = 0) -> str:
+        """Wait, for a minute at most, until a run's live log is announced: where it is."""
+        with trio.fail_after(60):
+            while True:
+                changed = self.embedded.changed()
+                try:
+                    return (await self.queue.get_artifact(RunKey(task_id, run_id), LIVE_LOG)).url
+                except NotFound:
+                    await changed.wait()
+
     async def artifact(self, task_id: str, name: str, run_id: int = 0) -> bytes:
         """The content of an artifact, decoded."""
         place = await self.queue.get_artifact(RunKey(task_id, run_id), name)
-        answer = await self.http.bulk.request("GET", place.url)
+        answer = await self.http.bulk.request("GET", place.url, limit=2**30)
         assert answer.status == 200, answer
         return answer.body
 

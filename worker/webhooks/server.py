@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 
@@ -13,10 +13,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker.errors import FatalWorkerFault
 from worker.ports import Ports
-from worker.serving import listen, port_of, serve
+from worker.queue.services import Auth
+from worker.serving import BadCertificate, listen, load_certificate, port_of, serve, serve_connection
+from worker.webhooks.access import AccessLog
 from worker.webhooks.config import WebhooksConfig
+from worker.webhooks.providers import Local, Provider
+from worker.webhooks.statelessdns import StatelessDns
+from worker.webhooks.websocktunnel import Scheme, Websocktunnel
 
 ASGIHandler = ASGIApp
+Moved = Callable[[str], None]
 
 SECRET_OCTETS = 32
 DETACH_LIMIT = 5.0  # seconds for the cleanup of cancelled handlers
@@ -27,9 +33,10 @@ log = logging.getLogger(__name__)
 class _Attachment:
     """A handler under its secret, and the requests of it that are open."""
 
-    def __init__(self, secret: str, handler: ASGIHandler) -> None:
+    def __init__(self, secret: str, handler: ASGIHandler, moved: Moved | None) -> None:
         self.secret = secret.encode()
         self.handler = handler
+        self.moved = moved
         self._open: set[trio.CancelScope] = set()
         self._idle = trio.Event()
         self._idle.set()
@@ -57,29 +64,52 @@ class _Attachment:
 
 
 class Webhooks:
-    """Where plugins attach handlers. `GET /healthz` answers 200; whatever has no handler is 404."""
+    """Where plugins attach handlers. Whatever has no handler is 404.
 
-    def __init__(self, ports: Ports, base_url: str) -> None:
+    `GET /healthz` answers 200, `GET /readyz` 200 while others can reach it, and 503 with the reason while they cannot.
+    """
+
+    def __init__(self, ports: Ports, base_url: str = "", *, access_log: bool = True) -> None:
         self._ports = ports
         self._base_url = base_url
+        self._trouble = ""
         self._attachments: list[_Attachment] = []
+        self._app: ASGIApp = AccessLog(self._answer, self._shown) if access_log else self._answer
 
-    def attach(self, handler: ASGIHandler) -> AbstractAsyncContextManager[str]:
+    def attach(self, handler: ASGIHandler, *, moved: Moved | None = None) -> AbstractAsyncContextManager[str]:
         """Serve `handler` (ASGI, http and websocket) for as long as the block lasts; yields its URL, ending in `/`.
 
         The URL's path holds a secret of 256 bits, so it belongs into no log. The handler's scope has the path below
         the URL, beginning with `/`, and not the secret. When the block ends the path is gone and open requests are
         cancelled and awaited, also under cancellation, for at most 5 s.
+
+        `moved` is called with the new URL when others can no longer, or soon no longer, reach the handler by the one
+        that they were told: a tunnel has another name, or a name will expire. It must neither block nor raise.
         """
-        return self._attach(handler)
+        return self._attach(handler, moved)
+
+    def at(self, base_url: str) -> None:
+        """See `providers.Outside`."""
+        if base_url == self._base_url:
+            return
+        self._base_url = base_url
+        for attachment in self._attachments:
+            if attachment.moved is not None:
+                attachment.moved(self._url(attachment))
+
+    def trouble(self, reason: str) -> None:
+        """See `providers.Outside`."""
+        self._trouble = reason
+
+    def _url(self, attachment: _Attachment) -> str:
+        return f"{self._base_url}/{attachment.secret.decode()}/"
 
     @asynccontextmanager
-    async def _attach(self, handler: ASGIHandler) -> AsyncGenerator[str, None]:
-        secret = self._ports.token(SECRET_OCTETS)
-        attachment = _Attachment(secret, handler)
+    async def _attach(self, handler: ASGIHandler, moved: Moved | None) -> AsyncGenerator[str, None]:
+        attachment = _Attachment(self._ports.token(SECRET_OCTETS), handler, moved)
         self._attachments.append(attachment)
         try:
-            yield f"{self._base_url}/{secret}/"
+            yield self._url(attachment)
         finally:
             self._attachments.remove(attachment)
             with trio.move_on_after(DETACH_LIMIT, shield=True) as limit:
@@ -89,9 +119,15 @@ class Webhooks:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application: passes a request on to the handler that its path names."""
+        await self._app(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw_path: bytes = scope["raw_path"]
         if raw_path == b"/healthz":
             await _respond(scope, send, 200, b"ok\n")
+            return
+        if raw_path == b"/readyz":
+            await _respond(scope, send, 503 if self._trouble else 200, f"{self._trouble or 'ok'}\n".encode())
             return
         secret, _, below = raw_path.removeprefix(b"/").partition(b"/")
         attachment = self._find(secret)
@@ -102,6 +138,13 @@ class Webhooks:
         inner = {**scope, "raw_path": b"/" + below, "path": scope["path"][len(secret) + 1 :] or "/"}
         with attachment.request():
             await attachment.handler(inner, receive, send)
+
+    def _shown(self, raw_path: bytes) -> str:
+        """What of a path belongs into a log: no secret, also none that somebody guesses or that is of yesterday."""
+        if raw_path in {b"/healthz", b"/readyz"}:
+            return raw_path.decode()
+        secret, slash, below = raw_path.removeprefix(b"/").partition(b"/")
+        return "/***" if self._find(secret) is None else f"/***{(slash + below).decode('latin1')}"
 
     def _find(self, secret: bytes) -> _Attachment | None:
         # All are compared, each in constant time, so that timing tells nothing about any of them.
@@ -118,24 +161,57 @@ async def _respond(scope: Scope, send: Send, status: int, body: bytes) -> None:
 
 
 @asynccontextmanager
-async def open_webhooks(ports: Ports, config: WebhooksConfig) -> AsyncGenerator[Webhooks, None]:
+async def open_webhooks(
+    ports: Ports, config: WebhooksConfig, auth: Auth | None = None, client_id: str = "worker"
+) -> AsyncGenerator[Webhooks, None]:
     """The server, for as long as the block lasts; then its connections are closed at once.
 
-    Raises `FatalWorkerFault` where it cannot listen, and what the block raises, as it is. A failure of the server, such
-    as of `accept`, cancels the block and comes in an exception group.
+    A tunnel needs `auth`, which gives it tokens, and a `client_id` unless the config has one. Raises
+    `FatalWorkerFault` where the server cannot listen, its certificate is of no use, or a tunnel is refused, and what
+    the block raises, as it is. A failure of the server, such as of `accept`, cancels the block and comes in an
+    exception group.
     """
+    try:
+        certificate = None if config.tls is None else await load_certificate(config.tls, ports)
+    except BadCertificate as error:
+        raise FatalWorkerFault(f"webhooks.tls: {error}") from None
     try:
         listeners = await listen(config.host, config.port)
     except OSError as error:
         raise FatalWorkerFault(f"webhooks: cannot listen on {config.host} port {config.port}: {error}") from error
-    webhooks = Webhooks(ports, config.base_url(port_of(listeners)))
+    webhooks = Webhooks(ports, access_log=config.access_log)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve, webhooks, listeners))
+        await nursery.start(partial(serve, webhooks, listeners, limits=config.limits, tls=certificate))
         try:
+            provider = _provider(ports, config, webhooks, port_of(listeners), auth, client_id)
+            await nursery.start(provider.run, webhooks)
             yield webhooks
         except Exception as error:  # noqa: BLE001  # raised below, where no nursery wraps it
             failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+def _provider(
+    ports: Ports, config: WebhooksConfig, webhooks: Webhooks, port: int, auth: Auth | None, client_id: str
+) -> Provider:
+    if config.stateless_dns is not None:
+        return StatelessDns(ports, config.stateless_dns, partial(config.url_of, port=port))
+    if config.websocktunnel is None:
+        return Local(config.base_url(port))
+    if auth is None:
+        raise FatalWorkerFault("webhooks: a tunnel needs a deployment, whose auth service gives it tokens")
+
+    async def serve_stream(stream: trio.abc.Stream, scheme: Scheme) -> None:
+        await serve_connection(webhooks, stream, limits=config.limits, scheme=scheme, client=None)
+
+    return Websocktunnel(
+        ports,
+        config.websocktunnel,
+        config.websocktunnel.client_id or client_id,
+        auth.websocktunnel_token,
+        serve_stream,
+        config.limits.connections,
+    )

@@ -17,3 +17,11 @@ async def test_a_worker_beside_its_own_queue_asks_every_second() -> None:
         config = joined(parse_config({"worker": given}, {}), queue)
         intervals[len(given)] = config.worker.cancel_poll_interval
     assert intervals == {0: timedelta(seconds=1), 1: timedelta(seconds=7)}
+
+
+async def test_a_worker_beside_its_own_queue_is_seen_from_this_machine_alone() -> None:
+    queue = EmbeddedQueue(Ports(), credentials=Credentials("root", "token"))
+    queue.root_url = "http://127.0.0.1:1"
+    tunnel = {"provider": "websocktunnel", "websocktunnel": {"url": "https://t.example", "audience": "a"}}
+    config = joined(parse_config({"webhooks": tunnel}, {}), queue)
+    assert (config.webhooks.provider, config.webhooks.host, config.webhooks.port) == ("local", "127.0.0.1", 0)

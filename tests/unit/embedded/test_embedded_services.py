@@ -15,6 +15,7 @@ from embedded_world import POOL, ROOT_URL, Api, definition, virtual_queue
 from trio.testing import MockClock
 
 from worker.embedded.times import to_wire
+from worker.testing.tunnel import read_jwt
 
 QUEUE = f"{ROOT_URL}/api/queue/v1"
 
@@ -140,6 +141,32 @@ async def test_authenticate_hawk_tells_who_signed(autojump_clock: MockClock) -> 
         wrong = {**asked, "port": 80, "authorization": header}
         assert (await api.call("Auth", "authenticateHawk", wrong)).json()["status"] == "auth-failed"
         assert (await api.call("Auth", "authenticateHawk", asked)).json()["status"] == "no-auth"
+
+
+async def test_a_token_for_a_tunnel_says_who_may_use_it_where_and_how_long(autojump_clock: MockClock) -> None:
+    async with virtual_queue() as api:
+        answer = (await api.call("Auth", "websocktunnelToken", "audience", "group.w1.x~%")).json()
+        assert (answer["wstAudience"], answer["wstClient"]) == ("audience", "group.w1.x~%")
+        now = api.ports.now().timestamp()
+        assert read_jwt(api.queue.tunnel_secret, answer["token"]) == {
+            "tid": "group.w1.x~%",
+            "aud": "audience",
+            "sub": api.queue.credentials.client_id,
+            "iss": "taskcluster-auth",
+            "iat": now,
+            "nbf": now - 900,
+            "exp": now + 96 * 3600,
+        }
+        assert answer["expires"] == to_wire(api.ports.now() + timedelta(hours=96))
+        with pytest.raises(ValueError, match="signature"):
+            read_jwt("another", answer["token"])
+        limited = Api(
+            api.queue, api.ports, api.credentials, {"authorizedScopes": ["auth:websocktunnel-token:audience/a.*"]}
+        )
+        assert (await limited.call("Auth", "websocktunnelToken", "audience", "a.1")).status_code == 200
+        for audience, client in (("audience", "b.1"), ("other", "a.1")):
+            assert (await limited.call("Auth", "websocktunnelToken", audience, client)).status_code == 403
+        assert (await api.call("Auth", "websocktunnelToken", "x" * 39, "a.1")).status_code == 400
 
 
 async def test_the_page_shows_tasks_and_escapes(autojump_clock: MockClock) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,7 +22,7 @@ from plugins.artifacts.plugin import ArtifactsConfig
 from worker.model import Verdict
 from worker.ports import Ports
 from worker.queue.models import ErrorArtifactRequest, S3ArtifactRequest
-from worker.serving import listen, port_of, serve
+from worker.serving import ServingLimits, listen, port_of, serve
 from worker.testing.results import FolderResult
 from worker.testing.runs import RecordingQueue, log_text, open_run, open_services, task_definition
 
@@ -168,6 +169,6 @@ async def open_world(folder: Path) -> AsyncGenerator[World, None]:
     storage = Storage()
     async with trio.open_nursery() as nursery:
         listeners = await listen("127.0.0.1", 0)
-        await nursery.start(serve, storage, listeners)
+        await nursery.start(partial(serve, storage, listeners, limits=ServingLimits(request_body=2**30)))
         yield World(folder, storage, RecordingQueue(f"http://127.0.0.1:{port_of(listeners)}"))
         nursery.cancel_scope.cancel()

@@ -245,7 +245,7 @@ async def test_a_storage_that_refuses_is_a_resource_that_is_missing(tmp_path: Pa
 async def test_no_room_for_compressing_is_a_resource_that_is_missing(tmp_path: Path) -> None:
     class FullDisk(Ports):
         async def run_sync(self, function: Callable[..., Any], /, *args: object) -> Any:
-            if getattr(function, "__name__", "") == "compress":
+            if getattr(function, "__name__", "") == "_compress":
                 raise OSError(28, "No space left on device")
             return await super().run_sync(function, *args)
 

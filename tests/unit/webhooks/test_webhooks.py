@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from worker.errors import FatalWorkerFault
 from worker.ports import Ports
 from worker.serving import listen, port_of
+from worker.testing.certificates import trusting, write_certificate
 from worker.webhooks import Webhooks, WebhooksConfig, open_webhooks
 
 
@@ -122,6 +124,50 @@ async def test_other_paths_are_not_found(path: str) -> None:
 async def test_healthz() -> None:
     async with opened() as (webhooks, client), webhooks.attach(Shows()) as url:
         assert (await client.get(f"{url[: url.index('/', 8)]}/healthz")).status_code == 200
+
+
+async def test_readyz_tells_whether_others_can_reach_the_worker() -> None:
+    async with opened() as (webhooks, client), webhooks.attach(Shows()) as url:
+        address = f"{url[: url.index('/', 8)]}/readyz"
+        assert (await client.get(address)).status_code == 200
+        webhooks.trouble("the tunnel is down")
+        answer = await client.get(address)
+        assert (answer.status_code, answer.text) == (503, "the tunnel is down\n")
+        webhooks.trouble("")
+        assert (await client.get(address)).status_code == 200
+
+
+async def test_who_is_attached_is_told_another_base_url_and_keeps_the_secret() -> None:
+    webhooks = Webhooks(Ports(), "https://one.example")
+    told: list[str] = []
+    async with webhooks.attach(Shows(), moved=told.append) as url, webhooks.attach(Shows()):
+        webhooks.at("https://one.example")
+        assert told == []
+        webhooks.at("https://two.example/w")
+        assert told == [url.replace("one.example", "two.example/w")]
+        async with webhooks.attach(Shows()) as later:
+            assert later.startswith("https://two.example/w/")
+    webhooks.at("https://three.example")
+    assert len(told) == 1
+
+
+async def test_with_a_certificate_urls_are_https(tmp_path: Path) -> None:
+    tls = write_certificate(tmp_path)
+    with trio.fail_after(30):
+        async with (
+            open_webhooks(Ports(), WebhooksConfig(tls=tls)) as webhooks,
+            httpx.AsyncClient(trust_env=False, verify=trusting(tls)) as client,
+            webhooks.attach(Shows("A")) as url,
+        ):
+            assert url.startswith("https://127.0.0.1:")
+            assert (await client.get(url)).text == "A / / "
+
+
+async def test_a_certificate_of_no_use_is_told(tmp_path: Path) -> None:
+    tls = write_certificate(tmp_path, password="swordfish")
+    with pytest.raises(FatalWorkerFault, match=f"webhooks.tls: {tls.key}: is encrypted"):
+        async with open_webhooks(Ports(), WebhooksConfig(tls=tls)):
+            pass
 
 
 async def test_after_detaching_the_path_is_gone() -> None:
@@ -237,13 +283,15 @@ def test_an_ipv6_address_has_brackets_in_a_url() -> None:
 @pytest.mark.parametrize(
     ("document", "complaint"),
     [
-        ({"provider": "statelessDns"}, "statelessDns is not available yet"),
-        ({"provider": "websocktunnel"}, "websocktunnel is not available yet"),
         ({"provider": "nonsense"}, "Input should be 'local'"),
         ({"host": "0.0.0.0"}, "publicUrl must name one"),
         ({"publicUrl": "example.com"}, "must be an http or https URL"),
         ({"publicUrl": "https://example.com/?a=b"}, "must be an http or https URL"),
         ({"port": 65536}, "less than or equal to 65535"),
+        ({"limits": {"connections": 0}}, "greater than or equal to 1"),
+        ({"limits": {"headerTime": 0}}, "expected more than 0 seconds"),
+        ({"limits": {"headers": 0}}, "expected more than 0 bytes"),
+        ({"tls": {"certificate": "a.pem"}}, "Field required"),
     ],
 )
 def test_a_bad_config_is_refused_with_the_reason(document: dict[str, object], complaint: str) -> None:
