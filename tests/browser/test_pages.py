@@ -16,7 +16,7 @@ from chromium import Page
 from log_server import LogServer, serve_log
 from starlette.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
-from viewing import in_sight, status
+from viewing import in_sight, status, worst_contrast
 
 from worker.embedded import EmbeddedQueue, open_embedded_queue
 from worker.http import open_http
@@ -263,12 +263,13 @@ async def test_a_log_from_the_worker_to_the_store(page: Page, tmp_path: Path) ->
 async def test_pages_by_ear_and_by_keyboard(page: Page) -> None:
     async with world() as here:
         await here.create("one")
-        await here.create("two")
+        task_id = await here.create("two")
         for dark in (False, True):
             await page.look(width=320, dark=dark)
             await page.goto(here.embedded.page_url())
             await shows(page, "all 2")
             assert await page.evaluate("document.documentElement.scrollWidth") <= 320
+            assert (await worst_contrast(page))[0] >= 4.5
         heard = [(role, name) for role, name, _ in await page.accessible()]
         for expected in [
             ("banner", ""),
@@ -294,6 +295,12 @@ async def test_pages_by_ear_and_by_keyboard(page: Page) -> None:
         heard = [(role, name) for role, name, _ in await page.accessible()]
         assert ("textbox", "Task definition") in heard
         assert ("button", "Submit") in heard
+        for dark in (False, True):
+            await page.look(dark=dark)
+            for path in ("/submit", f"/tasks/{task_id}", f"/tasks/{here.ports.slug()}"):
+                await page.goto(here.embedded.page_url(path))
+                await page.wait("document.querySelector('footer')")
+                assert (await worst_contrast(page))[0] >= 4.5
 
 
 @asynccontextmanager

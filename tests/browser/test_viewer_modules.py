@@ -100,10 +100,13 @@ async def test_a_store_knows_its_lines_however_its_bytes_come(page: Page) -> Non
             });
             const small = new m.Store(10);
             small.append(bytes.subarray(0, 100));
-            return [...results, [small.size, small.full, small.lines]];
+            const few = new m.Store(Infinity, 3);
+            few.append(bytes.subarray(0, 3 << 20));
+            few.append(bytes);
+            return [...results, [small.size, small.full, small.lines], [few.size, few.full, few.lines]];
         })()""",
     )
-    assert found == [[5, 4, True]] * 3 + [[10, True, 3]]
+    assert found == [[5, 4, True]] * 3 + [[10, True, 3], [2 << 20, True, 4]]
 
 
 async def test_a_colour_goes_on_over_lines_as_far_as_it_is_set(page: Page) -> None:

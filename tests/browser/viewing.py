@@ -58,3 +58,25 @@ async def in_sight(page: Page, number: int) -> None:
 async def at_rest(page: Page) -> None:
     """Wait until the page was drawn: a key that scrolls, pressed in the same instant as a jump, would be lost."""
     await page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+
+
+async def worst_contrast(page: Page) -> tuple[float, str, str]:
+    """The lowest contrast (WCAG 2) of any text that the page shows, with its element's class and text."""
+    ratio, class_name, text = await page.evaluate("""(() => {
+    const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = (colour) => parse(colour).slice(0, 3).map((value) => value / 255)
+        .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+    const ground = (element) => {
+        const colour = getComputedStyle(element).backgroundColor;
+        return parse(colour)[3] === 0 ? ground(element.parentElement) : colour;
+    };
+    const texts = [...document.querySelectorAll("body *")].filter((element) => element.offsetParent
+        && !element.disabled && [...element.childNodes].some((node) => node.data?.trim()));
+    return texts.map((element) => {
+        const [one, other] = [light(getComputedStyle(element).color), light(ground(element))];
+        const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+        return [ratio, element.className, element.innerText];
+    }).sort(([one], [other]) => one - other)[0];
+})()""")
+    return float(ratio), str(class_name), str(text)

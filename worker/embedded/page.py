@@ -55,7 +55,7 @@ class Page:
         self._act = act
         self._assets = Assets("worker.embedded")
         self._viewer = Viewer()
-        self._begun = to_wire(ports.now())  # versions of another process are others
+        self._begun = ""
         task = f"/tasks/(?P<taskId>{SLUG})"
         run = f"{task}/runs/(?P<runId>0|[1-9][0-9]{{0,3}})"
         self._views: list[tuple[re.Pattern[str], dict[str, View]]] = [
@@ -66,6 +66,10 @@ class Page:
             (re.compile(f"{run}/log"), {"GET": self._log}),
             (re.compile(f"{run}/artifacts/(?P<name>.+)"), {"GET": self._artifact}),
         ]
+
+    def begin(self) -> None:
+        """The queue answers from now on: a browser that has pages of an earlier process must take them for old."""
+        self._begun = to_wire(self._ports.now())
 
     async def respond(self, request: Request) -> Response | None:
         """The page, or None for a path that is none."""

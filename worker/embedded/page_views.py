@@ -127,7 +127,9 @@ def _run(sheet: Sheet, run_id: int, visitor: Visitor) -> Markup:
 def _artifact_line(task_id: str, run_id: int, artifact: Artifact, visitor: Visitor) -> Markup:
     url = artifact_url(task_id, run_id, artifact.name, visitor)
     name = tag("a", artifact.name, href=url, rel="noreferrer") if url else artifact.name
-    return tag("tr", tag("td", name), tag("td", artifact.storage_type), tag("td", artifact.content_type))
+    reason = artifact.details.get("reason")
+    storage = f"{artifact.storage_type}: {reason}" if reason else artifact.storage_type
+    return tag("tr", tag("td", name), tag("td", storage), tag("td", artifact.content_type))
 
 
 def artifact_url(task_id: str, run_id: int, name: str, visitor: Visitor) -> str | None:

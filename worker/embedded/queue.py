@@ -130,6 +130,7 @@ class EmbeddedQueue:
             keys = await self._store.transact(self._load_keys)
             await self._blobs.open(self._data)
             self._application = self._assemble(*keys)
+            self._page.begin()
             task_status.started()
             await self._keep_up()
         finally:

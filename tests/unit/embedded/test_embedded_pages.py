@@ -93,7 +93,10 @@ async def test_who_has_no_token_may_look_but_sees_no_definition(autojump_clock: 
         for name in ("public/a", "private/b"):
             body = {"storageType": "reference", "url": "https://e/", "contentType": "a/b", "expires": soon(api)}
             await api.call("Queue", "createArtifact", task_id, 0, name, body)
+        missing = {"storageType": "error", "reason": "file-missing-on-worker", "message": "", "expires": soon(api)}
+        await api.call("Queue", "createArtifact", task_id, 0, "public/c", missing)
         owners = await browser.get(f"/tasks/{task_id}")
+        assert "error: file-missing-on-worker" in owners.text
         assert "for-owners" in owners.text
         assert f"/tasks/{task_id}/cancel" in owners.text
         assert f"/tasks/{task_id}/runs/0/artifacts/private%2Fb?token={browser.token}" in owners.text

@@ -8,6 +8,7 @@ export class Finder {
   #store;
   #pattern;
   #changed;
+  #except;
   #next = 0;
   #running = false;
   #stopped = false;
@@ -18,11 +19,13 @@ export class Finder {
   /**
    * @param {RegExp} pattern within one line
    * @param {() => void} changed called when more lines were found, or all of the log was looked at
+   * @param {string | null} except lines that begin so are not meant
    */
-  constructor(store, pattern, changed) {
+  constructor(store, pattern, changed, except = null) {
     this.#store = store;
-    this.#pattern = new RegExp(pattern, [...new Set([...pattern.flags, "g"])].join(""));
+    this.#pattern = new RegExp(pattern, pattern.flags.replace("g", "") + "g");
     this.#changed = changed;
+    this.#except = except;
     this.update();
   }
 
@@ -88,7 +91,7 @@ export class Finder {
       const match = pattern.exec(text);
       if (!match) break;
       for (let end; (end = text.indexOf("\n", begin)) !== -1 && end < match.index; begin = end + 1) line++;
-      this.lines.push(line);
+      if (this.#except === null || !text.startsWith(this.#except, begin)) this.lines.push(line);
       const end = text.indexOf("\n", match.index);
       if (end === -1) break;
       pattern.lastIndex = end + 1;

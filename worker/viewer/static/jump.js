@@ -4,9 +4,11 @@ export class Jump {
   #list;
   #rows;
   #scroller;
+  #draw;
 
-  constructor(list, rows, scroller) {
-    [this.#list, this.#rows, this.#scroller] = [list, rows, scroller];
+  /** @param {() => void} draw brings all lines into the list that there are */
+  constructor(list, rows, scroller, draw) {
+    [this.#list, this.#rows, this.#scroller, this.#draw] = [list, rows, scroller, draw];
   }
 
   /** The line where one is, from 0: the one jumped to while it is in sight, else the first one in sight. */
@@ -22,6 +24,7 @@ export class Jump {
   }
 
   to(line) {
+    if (line >= this.#list.count) this.#draw();
     this.#rows.current = line;
     this.#list.reveal(line);
     this.#list.refresh();

@@ -27,6 +27,8 @@ export class VirtualList {
   #widest = 0;
   #following = false;
   #followed;
+  #downwards = false; // somebody is on the way down, perhaps to the end
+  #ended = false;
 
   /** How many lines there are. */
   count = 0;
@@ -36,7 +38,7 @@ export class VirtualList {
    * @param {HTMLElement} spacer which holds
    * @param {HTMLElement} layer the rows
    * @param {(line: number) => HTMLElement} make a row
-   * @param {(following: boolean) => void} followed called when somebody scrolls away from the end, or to it
+   * @param {(following: boolean) => void} followed called when that begins or ends
    */
   constructor(scroller, spacer, layer, make, followed) {
     [this.#scroller, this.#spacer, this.#layer, this.#make] = [scroller, spacer, layer, make];
@@ -45,9 +47,10 @@ export class VirtualList {
     scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     if ("onscrollend" in scroller) scroller.addEventListener("scrollend", () => this.#rested());
     scroller.addEventListener("keydown", (event) => this.#key(event));
-    scroller.addEventListener("wheel", ({ deltaY }) => deltaY < 0 && this.follow(false), { passive: true });
-    scroller.addEventListener("touchmove", () => this.follow(false), { passive: true });
-    scroller.addEventListener("pointerdown", ({ target }) => target === scroller && this.follow(false)); // the scroll bar
+    scroller.addEventListener("wheel", ({ deltaY }) => this.#head(deltaY > 0, deltaY < 0), { passive: true });
+    scroller.addEventListener("touchmove", () => this.#head(true, true), { passive: true });
+    // The scroll bar.
+    scroller.addEventListener("pointerdown", ({ target }) => target === scroller && this.#head(true, true));
     new ResizeObserver(() => this.#resized()).observe(scroller);
   }
 
@@ -56,16 +59,34 @@ export class VirtualList {
     return this.#following;
   }
 
-  follow(following) {
+  /** Bring the last line into sight, and keep it there unless the list has ended; or let it go. */
+  follow(wanted) {
+    const following = wanted && !this.#ended;
     if (following !== this.#following) this.#followed(following);
     this.#following = following;
-    if (following) this.#toEnd();
+    this.#downwards = false;
+    if (wanted) this.#toEnd();
   }
 
-  /** Whoever wants to go up must not be held at the end by a log that grows; and ends are reached in one step. */
+  /** The list grows no more. */
+  end() {
+    this.#ended = true;
+    this.follow(false);
+  }
+
+  /**
+   * Somebody is about to scroll. That is known by what they do, not by how the view has moved, since browsers move it
+   * for a while after a key. Who may be going up must not be held at the end.
+   */
+  #head(down, up) {
+    if (up && this.#scroll > 0) this.follow(false);
+    this.#downwards = down;
+  }
+
+  /** The ends are reached in one step, however far they are. */
   #key(event) {
     if (event.target !== this.#scroller || event.altKey || event.metaKey || event.shiftKey) return;
-    if (["Home", "PageUp", "ArrowUp"].includes(event.key)) this.follow(false);
+    this.#head(["PageDown", "ArrowDown", " "].includes(event.key), ["Home", "PageUp", "ArrowUp"].includes(event.key));
     if (event.key === "Home") this.#restart(0, 0);
     else if (event.key === "End") this.follow(true);
     else return;
@@ -165,12 +186,11 @@ export class VirtualList {
   }
 
   #scrolled() {
-    const bottom = this.#top + this.#measure();
-    if (this.#scroll > bottom + MARGIN || this.#scroll + this.#view < this.#top - MARGIN) this.#jump();
+    const moved = this.#scroll - this.#lastScroll;
     this.#update();
-    const up = this.#scroll < this.#lastScroll;
     this.#lastScroll = this.#scroll;
-    if (this.#atEnd !== this.#following && this.#atEnd !== up) this.follow(this.#atEnd);
+    if (this.#following && !this.#atEnd) this.#toEnd();
+    if (!this.#following && this.#atEnd && this.#downwards && moved > 0) this.follow(true);
     if ("onscrollend" in this.#scroller) return;
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#rested(), REST);
@@ -203,6 +223,8 @@ export class VirtualList {
 
   /** Have rows for all that is in sight, and not many more. */
   #update() {
+    const end = this.#top + this.#measure();
+    if (this.#scroll > end + MARGIN || this.#scroll + this.#view < this.#top - MARGIN) this.#jump();
     const [from, to] = [this.#scroll - MARGIN, this.#scroll + this.#view + MARGIN];
     let bottom = this.#top + this.#measure();
     while (bottom < to && this.#first + this.#rows.length < this.count) {

@@ -15,8 +15,11 @@ import { Styles } from "./styles.js";
 import { Switch } from "./switches.js";
 import { Times } from "./times.js";
 
-const MOST_BYTES = 1 << 30; // a page that holds much more is ended by the browser
-const TIMES_PAUSE = 1000; // milliseconds between two requests for the times of new lines
+// A page that holds much more is ended by the browser.
+const MOST_BYTES = 1 << 30;
+const MOST_LINES = 10_000_000;
+// Milliseconds between two requests for the times of new lines; who does not look at them may want to afterwards.
+const TIMES_PAUSE = { seen: 1000, hidden: 10_000 };
 
 const part = (id) => document.getElementById(id);
 const parts = (ids) => Object.fromEntries(Object.entries(ids).map(([name, id]) => [name, part(id)]));
@@ -24,14 +27,14 @@ const place = (name) => name && new URL(name, location.href).href;
 const places = { live: place(document.body.dataset.live) || null, artifact: place(document.body.dataset.artifact) || null };
 const settings = load();
 
-const store = new Store(MOST_BYTES);
+const store = new Store(MOST_BYTES, MOST_LINES);
 const styles = new Styles(store);
 const times = new Times();
 const rows = new Rows(store, styles, times);
 const list = new VirtualList(part("log"), part("spacer"), part("layer"), (line) => rows.make(line), (following) =>
   follow.show(following),
 );
-const jump = new Jump(list, rows, part("log"));
+const jump = new Jump(list, rows, part("log"), draw);
 const source = new Source(places, store, took, tell);
 const address = new Address(list, rows, jump, part("layer"), part("goto"));
 const problems = new Problems(
@@ -56,12 +59,14 @@ const wrap = new Switch(part("wrap"), (on) => {
 const timed = new Switch(part("times"), (on) => {
   part("log").classList.toggle("timed", on);
   list.refresh();
+  clearTimeout(resting);
+  resting = 0;
   askTimes();
 });
 
 let drawn = 0; // lines that were complete when they were drawn
 let drawing = false;
-let asking = false;
+let resting = 0;
 
 function took() {
   styles.update();
@@ -74,8 +79,10 @@ function took() {
 
 function draw() {
   drawing = false;
-  list.grow(store.lines, drawn);
+  const known = drawn;
   drawn = store.complete;
+  list.grow(store.lines, known);
+  if (rows.ended) list.end();
   const size = store.size < 1e6 ? `${(store.size / 1e3).toFixed(1)} kB` : `${(store.size / 1e6).toFixed(1)} MB`;
   part("size").textContent = `${store.lines.toLocaleString("en")} lines, ${size}`;
   address.update();
@@ -83,14 +90,14 @@ function draw() {
 }
 
 async function askTimes() {
-  if (asking || !timed.pressed) return;
-  asking = true;
+  if (resting || rows.ended || source.live === null) return;
+  const again = () => {
+    resting = 0;
+    if (times.covered < store.size) askTimes();
+  };
+  resting = setTimeout(again, timed.pressed ? TIMES_PAUSE.seen : TIMES_PAUSE.hidden);
   await times.refresh(source.live, store.size);
-  list.refresh();
-  setTimeout(() => {
-    asking = false;
-    if (times.covered < store.size && source.live !== null) askTimes();
-  }, TIMES_PAUSE);
+  if (timed.pressed) list.refresh();
 }
 
 const WORDS = {
@@ -111,6 +118,7 @@ async function tell(state, detail) {
   if (state !== "ended" && state !== "cut off") return;
   store.end();
   rows.ended = true;
+  follow.disable(true);
   took();
   // The last chance: the worker forgets when lines were written.
   await times.refresh(source.live, store.size);

@@ -2,8 +2,7 @@
 
 import { Finder } from "./finder.js";
 
-/** What such a line looks like; docs/viewer.md has the list. */
-export const PROBLEM = new RegExp(
+const SIGN = new RegExp(
   [
     "\\[taskcluster:error\\]",
     "[Ee]rror:", // also fatal error: and ValueError:
@@ -13,6 +12,12 @@ export const PROBLEM = new RegExp(
     "\\bSegmentation fault\\b",
   ].join("|"),
 );
+const REMARK = "[taskcluster "; // the worker's own, which may quote anything
+
+/** Whether a line tells of an error; docs/viewer.md has the list. */
+export function tellsOfError(line) {
+  return SIGN.test(line) && !line.startsWith(REMARK);
+}
 
 export class Problems {
   #finder;
@@ -21,7 +26,7 @@ export class Problems {
 
   /** @param {Record<string, HTMLElement>} parts `count`, `next`, `previous` */
   constructor(store, jump, parts) {
-    this.#finder = new Finder(store, PROBLEM, () => this.#tell());
+    this.#finder = new Finder(store, SIGN, () => this.#tell(), REMARK);
     [this.#jump, this.#parts] = [jump, parts];
     parts.next.addEventListener("click", () => this.next());
     parts.previous.addEventListener("click", () => this.previous());

@@ -1,7 +1,7 @@
 /** The elements of lines. What a log says becomes text nodes, never markup. */
 
 import { PLAIN, paletteColour, parse } from "./ansi.js";
-import { PROBLEM } from "./problems.js";
+import { tellsOfError } from "./problems.js";
 import { shown } from "./text.js";
 
 const MOST_SPANS = 200; // in a line; what follows looks like the last one
@@ -38,7 +38,7 @@ export class Rows {
     row.role = "listitem";
     row.ariaPosInSet = line + 1;
     row.ariaSetSize = this.ended ? this.#store.lines : -1;
-    row.classList.toggle("problem", PROBLEM.test(plain));
+    row.classList.toggle("problem", tellsOfError(plain));
     row.classList.toggle("selected", this.selected !== null && line >= this.selected.first && line <= this.selected.last);
     if (line === this.current) row.ariaCurrent = "true";
     row.append(number(line), time(this.#times.at(this.#store.start(line))));

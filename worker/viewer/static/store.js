@@ -11,14 +11,15 @@ export class Store {
   #blocks = [];
   #starts = [0];
   #ended = false;
-  #limit;
+  #mostBytes;
+  #mostLines;
 
   /** Bytes so far. */
   size = 0;
 
-  /** @param {number} limit how many bytes it takes */
-  constructor(limit) {
-    this.#limit = limit;
+  /** It takes up to `mostBytes`, and up to about `mostLines`. */
+  constructor(mostBytes, mostLines = Infinity) {
+    [this.#mostBytes, this.#mostLines] = [mostBytes, mostLines];
   }
 
   /** How many lines there are; what follows the last newline counts unless it is empty. */
@@ -34,15 +35,15 @@ export class Store {
 
   /** Whether there is room for more. */
   get full() {
-    return this.size >= this.#limit;
+    return this.size >= this.#mostBytes || this.#starts.length > this.#mostLines;
   }
 
-  /** Add what follows; what is beyond the limit is dropped. */
+  /** Add what follows; what is beyond the limits is dropped. */
   append(bytes) {
     for (let from = 0; from < bytes.length && !this.full; ) {
       const at = this.size % BLOCK;
       if (at === 0) this.#blocks.push(new Uint8Array(BLOCK));
-      const part = bytes.subarray(from, from + Math.min(BLOCK - at, this.#limit - this.size));
+      const part = bytes.subarray(from, from + Math.min(BLOCK - at, this.#mostBytes - this.size));
       this.#blocks[this.#blocks.length - 1].set(part, at);
       for (let i = part.indexOf(NEWLINE); i !== -1; i = part.indexOf(NEWLINE, i + 1)) {
         this.#starts.push(this.size + i + 1);
