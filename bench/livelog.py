@@ -141,7 +141,7 @@ async def _live_log(queue: Deployment, task_id: str) -> str | None:
                 try:
                     return (await client.get_artifact(RunKey(task_id, 0), LIVE)).url
                 except NotFound:
-                    await trio.sleep(0.1)
+                    await trio.sleep(0.1)  # the queue has no call that waits for an artifact
     return None
 
 

@@ -74,7 +74,7 @@ async def _listening(port: int) -> None:
             try:
                 await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
             except OSError:
-                await trio.sleep(0.05)
+                await trio.sleep(0.05)  # neither server says when it is ready
             else:
                 return
     raise BenchmarkFailed(f"nothing listens on port {port} after {START_LIMIT:g} s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -78,48 +78,30 @@ async def proxied_world(folder: Path) -> AsyncGenerator[tuple[World, Proxy], Non
             nursery.cancel_scope.cancel()
 
 
-LENGTHS = pytest.mark.parametrize(
+async def by_command(world: World, task_id: str, reader: Reader) -> None:
+    copy = LogCopy(Session(world.queue, world.http, world.ports), RunKey(task_id, 0), LIVE_LOG, reader.take)
+    await copy.run(whole=True)
+
+
+async def by_websocket(world: World, task_id: str, reader: Reader) -> None:
+    url = httpx.URL(await world.live_log(task_id))
+    while await read_on(url, reader):
+        pass
+
+
+@pytest.mark.parametrize("follow", [by_command, by_websocket])
+@pytest.mark.parametrize(
     ("seconds", "restarts"), [pytest.param(4, 4, id="4s"), pytest.param(60, 30, id="60s", marks=pytest.mark.full)]
 )
-
-
-@LENGTHS
-async def test_the_command_has_every_byte_once(tmp_path: Path, seconds: int, restarts: int) -> None:
+async def test_a_follower_has_every_byte_once(
+    tmp_path: Path, follow: Callable[[World, str, Reader], Awaitable[None]], seconds: int, restarts: int
+) -> None:
     async with proxied_world(tmp_path) as (world, proxy):
         task_id = await world.create(talkative(seconds))
         await world.live_log(task_id)
-        reader, done = Reader(), trio.Event()
-
-        async def follow() -> None:
-            copy = LogCopy(Session(world.queue, world.http, world.ports), RunKey(task_id, 0), LIVE_LOG, reader.take)
-            await copy.run(whole=True)
-            done.set()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(follow)
-            step = seconds * STEP // (restarts + 4)
-            for number in range(1, restarts + 1):
-                await reader.wait_size(number * step)
-                await proxy.restart()
-            await done.wait()
-        await world.resolved(task_id)
-        assert proxy.connections > restarts
-        assert bytes(reader.content) == (await world.log(task_id)).encode()
-
-
-@LENGTHS
-async def test_a_websocket_goes_on_at_its_offset(tmp_path: Path, seconds: int, restarts: int) -> None:
-    async with proxied_world(tmp_path) as (world, proxy):
-        task_id = await world.create(talkative(seconds))
-        url = httpx.URL(await world.live_log(task_id))
         reader = Reader()
-
-        async def follow() -> None:
-            while await read_on(url, reader):
-                pass
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(follow)
+            nursery.start_soon(follow, world, task_id, reader)
             step = seconds * STEP // (restarts + 4)
             for number in range(1, restarts + 1):
                 await reader.wait_size(number * step)
