@@ -166,6 +166,7 @@ async def test_numbers_are_links(page: Page) -> None:
 
         await page.click('.number[href="#L503"]')
         await page.wait("location.hash === '#L503'")
+        await page.wait(f"{selected} === '503'")  # the view moves with it
         await page.click('.number[href="#L500"]', SHIFT)
         await page.wait("location.hash === '#L500-L503'")
         await page.wait(f"{selected} === '500,501,502,503'")
