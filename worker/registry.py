@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
@@ -48,4 +50,10 @@ class Registry(Generic[T]):
         return found
 
     def _added(self) -> tuple[EntryPoint, ...]:
-        return tuple(entry_points(group=self._group))
+        return _entry_points(self._group, tuple(sys.path))
+
+
+@lru_cache(maxsize=8)
+def _entry_points(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """What the packages on `sys.path` offer. Kept, since each look reads a file of every one of them."""
+    return tuple(entry_points(group=group))
