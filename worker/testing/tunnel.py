@@ -186,29 +186,65 @@ class TunnelServer:
         except LocalProtocolError:
             await _answer(viewer, 503)  # as many are open as are allowed
             return
-        end = LAST_CHUNK if self.pretends else b""
+        chunks = _WholeChunks() if self.pretends else None
         async with stream:
             await stream.send_all(head.without_id())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_pump, viewer, stream, nursery)
-                nursery.start_soon(_pump, stream, viewer, nursery, end)
+                nursery.start_soon(_pump, stream, viewer, nursery, chunks)
+
+
+class _WholeChunks:
+    """Passes on an answer in whole chunks, if it is chunked: so that it can be ended as if it were whole."""
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._chunked: bool | None = None  # not known before the headers are there
+        self._ended = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What can be passed on now."""
+        self._held += data
+        done = 0
+        if self._chunked is None:
+            head = self._held.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+            if len(head) > len(self._held):
+                return b""
+            self._chunked = b"transfer-encoding: chunked" in head.lower()
+            done = len(head)
+        if self._chunked:
+            while (line := self._held.find(b"\r\n", done)) >= 0:
+                size = int(self._held[done:line], 16)
+                if len(self._held) < line + size + 4:
+                    break
+                done = line + size + 4
+                self._ended = not size
+        else:
+            done = len(self._held)
+        ready, self._held = self._held[:done], self._held[done:]
+        return ready
+
+    def end(self) -> bytes:
+        """What makes it look whole."""
+        return LAST_CHUNK if self._chunked and not self._ended else b""
 
 
 async def _pump(
-    source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, nursery: trio.Nursery, end: bytes = b""
+    source: trio.abc.ReceiveStream,
+    sink: trio.abc.HalfCloseableStream,
+    nursery: trio.Nursery,
+    chunks: _WholeChunks | None = None,
 ) -> None:
-    """Carry bytes until one of both has gone, which cancels `nursery`; `end` is added where it did not come."""
-    tail = b""
+    """Carry bytes until one of both has gone, which cancels `nursery`; with `chunks` a broken answer looks whole."""
     try:
         try:
             while data := await source.receive_some(CHUNK):
-                tail = (tail + data)[-len(LAST_CHUNK) :]
-                await sink.send_all(data)
+                await sink.send_all(chunks.feed(bytes(data)) if chunks else data)
         except trio.BrokenResourceError:
-            if not end:
+            if chunks is None:
                 raise
-        if end and tail != end:
-            await sink.send_all(end)
+        if chunks is not None:
+            await sink.send_all(chunks.end())
         await sink.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         nursery.cancel_scope.cancel()
