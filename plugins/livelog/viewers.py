@@ -29,6 +29,8 @@ from plugins.livelog.sockets import show_log
 from plugins.livelog.streaming import stream_log
 from worker.tasklog import TaskLog
 
+PARTING = 0.25  # seconds after the last byte, for what a page asks then: when the last lines were written
+
 
 class Viewers:
     """An ASGI application that shows one log to whoever asks."""
@@ -38,18 +40,22 @@ class Viewers:
         self._log = log
         self._page = page
         self._reading = 0
+        self._seen = False
         self._nobody_reads = trio.Event()
         self._nobody_reads.set()
 
     async def wait_read(self) -> None:
-        """Return when every viewer has got all of the log or has gone."""
-        await self._nobody_reads.wait()
+        """Return a moment after every viewer has got all of the log or has gone; at once if there never was one."""
+        if self._seen:
+            await self._nobody_reads.wait()
+            await trio.sleep(PARTING)
 
     @contextmanager
     def _reader(self) -> Generator[None, None, None]:
         if not self._reading:
             self._nobody_reads = trio.Event()
         self._reading += 1
+        self._seen = True
         try:
             yield
         finally:

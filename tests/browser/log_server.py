@@ -20,7 +20,7 @@ PIECE = 64 * 1024
 HEADERS = [
     (b"content-type", b"text/plain; charset=utf-8"),
     (b"access-control-allow-origin", b"*"),
-    (b"access-control-expose-headers", b"X-Streaming"),
+    (b"access-control-expose-headers", b"X-Streaming, X-Offset"),
 ]
 STREAMING = (b"x-streaming", b"true")
 
@@ -28,15 +28,19 @@ STREAMING = (b"x-streaming", b"true")
 class LogServer:
     """An ASGI application: `/log/` is the log, `/artifact` leads to it while it is live, and then is the stored one.
 
-    `asked` are the offsets that were asked for by websocket and by GET, in their order.
+    `asked` are the offsets that were asked for by websocket and by GET, in their order. Without `offsets` a GET brings
+    the whole log, as from a server that does not know them.
     """
 
-    def __init__(self, viewer: Viewer, *, artifact: bool = False, websockets: bool = True) -> None:
+    def __init__(
+        self, viewer: Viewer, *, artifact: bool = False, websockets: bool = True, offsets: bool = True
+    ) -> None:
         self.content = bytearray()
         self.times: list[tuple[int, int]] = []
         self.ended = False
         self.live = True
         self.websockets = websockets
+        self.offsets = offsets
         self.asked: list[tuple[str, int]] = []
         self.close_code = 1000
         self.url = ""
@@ -102,8 +106,11 @@ class LogServer:
         await send({"type": "websocket.close", "code": self.close_code if self.ended else 1001})
 
     async def _stream(self, offset: int, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, STREAMING]})
-        async with aclosing(self._pieces(offset)) as pieces:
+        headers = [*HEADERS, STREAMING]
+        if self.offsets:
+            headers.append((b"x-offset", b"%d" % offset))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with aclosing(self._pieces(offset if self.offsets else 0)) as pieces:
             async for piece in pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         if self.live:

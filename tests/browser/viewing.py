@@ -14,10 +14,16 @@ from worker.viewer import Viewer
 
 @asynccontextmanager
 async def viewing(
-    page: Page, content: bytes = b"", *, fragment: str = "", artifact: bool = False, websockets: bool = True
+    page: Page,
+    content: bytes = b"",
+    *,
+    fragment: str = "",
+    artifact: bool = False,
+    websockets: bool = True,
+    offsets: bool = True,
 ) -> AsyncGenerator[tuple[LogServer, Proxy], None]:
     """A live log that begins with `content`, and `page` at its viewer; yields the log and the proxy before it."""
-    log = LogServer(Viewer(), artifact=artifact, websockets=websockets)
+    log = LogServer(Viewer(), artifact=artifact, websockets=websockets, offsets=offsets)
     log.write(content)
     async with serve_log(log) as proxy:
         await page.goto(f"{log.url}log/view{fragment}")

@@ -109,7 +109,12 @@ export class Source {
       this.#live = response.url;
       return this.#fromLive();
     }
-    if (response.ok) return this.#take(response, this.#store.size, "loading");
+    if (response.ok) {
+      if (await this.#take(response, this.#store.size, "loading")) {
+        throw new CutOff("the stored log is shorter than what was shown");
+      }
+      return ENDED;
+    }
     await response.body?.cancel();
     if (response.status === 404) return MISSING;
     if (response.status >= 500) return LOST;
@@ -156,15 +161,15 @@ export class Source {
 
   /**
    * A live answer may end as if it were whole where something on the way has broken, such as a tunnel: the log has ended
-   * when an answer brings no more of it.
+   * when an answer brings no more of it. A server that does not say where its answer begins knows no offsets.
    */
   async #takeLive(response) {
     const before = this.#store.size;
-    await this.#take(response, 0, "live");
-    return this.#store.size > before ? LOST : ENDED;
+    const missing = await this.#take(response, before - Number(response.headers.get("X-Offset")), "live");
+    return missing || this.#store.size > before ? LOST : ENDED;
   }
 
-  /** Read an answer to its end, but for the `skipped` bytes at its beginning. */
+  /** Read an answer to its end, but for the `skipped` bytes at its beginning; how many of these were missing. */
   async #take(response, skipped, state) {
     this.#tell(state, "");
     const reader = response.body.getReader();
@@ -183,8 +188,7 @@ export class Source {
       await new Promise((resolve) => setTimeout(resolve));
       since = performance.now();
     }
-    if (skipped) throw new CutOff("the stored log is shorter than what was shown");
-    return ENDED;
+    return skipped;
   }
 
   #append(bytes) {
