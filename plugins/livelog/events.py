@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 import trio
@@ -16,6 +16,8 @@ from worker.logfile import Follower
 from worker.tasklog import TaskLog
 
 LONGEST_LINE = 16 * 1024  # bytes; of a longer one several events are made
+BATCH = 16 * 1024  # bytes of lines and of what an event has besides, about, that are sent at once
+ENVELOPE = 80  # bytes that an event has besides its line, about
 SILENCE = 15.0  # seconds after which a comment is sent: proxies end what is silent for long
 
 HEADERS: list[Header] = [*CONTENT_HEADERS, (b"content-type", b"text/event-stream"), (b"x-streaming", b"true")]
@@ -66,25 +68,37 @@ async def send_events(log: TaskLog, offset: int, scope: Scope, send: Send) -> No
         return
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     follower, lines = Follower(log.file, offset, pause=PAUSE), Lines(offset)
+    sent = trio.current_time()
     while True:
-        body = b": nothing new\n\n"
-        with trio.move_on_after(SILENCE):
+        chunk = None
+        with trio.move_on_at(sent + SILENCE):
             chunk = await anext(follower, b"")
-            if not chunk:
-                break
-            body = _events(log.times, lines.offset, lines.feed(chunk))
-        if body:
+        if chunk == b"":
+            break
+        for body in _bodies(log.times, lines.offset, lines.feed(chunk)) if chunk else [b": nothing new\n\n"]:
             await send({"type": "http.response.body", "body": body, "more_body": True})
-    last = _events(log.times, lines.offset, lines.end()) + b"event: end\ndata: {}\n\n"
+            sent = trio.current_time()
+    last = b"".join(_bodies(log.times, lines.offset, lines.end())) + b"event: end\ndata: {}\n\n"
     await send({"type": "http.response.body", "body": last})
 
 
-def _events(times: LineTimes, offset: int, lines: Iterator[bytes]) -> bytes:
-    events = []
+def _bodies(times: LineTimes, offset: int, lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The events of `lines`, the first of which begins at `offset`, in pieces.
+
+    A piece of a log that is all line ends gives eighty times as many bytes: these are neither made without a pause for
+    others nor held for a viewer who is slow.
+    """
+    body: list[bytes] = []
+    size = 0
     for line in lines:
         time = datetime.fromtimestamp(times.at(offset), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         text = line.removesuffix(b"\n").decode(errors="replace")
         data = json.dumps({"offset": offset, "time": time, "line": text})
         offset += len(line)
-        events.append(f"id: {offset}\ndata: {data}\n\n")
-    return "".join(events).encode()
+        body.append(f"id: {offset}\ndata: {data}\n\n".encode())
+        size += ENVELOPE + len(line)
+        if size >= BATCH:
+            yield b"".join(body)
+            body, size = [], 0
+    if body:
+        yield b"".join(body)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plugins.livelog.answers import (
     COMMON_HEADERS,
-    CONTENT_HEADERS,
     METHODS,
     BadRequest,
     answer,
@@ -27,6 +25,7 @@ from plugins.livelog.answers import (
 from plugins.livelog.events import first_of, send_events
 from plugins.livelog.sockets import show_log
 from plugins.livelog.streaming import stream_log
+from plugins.livelog.times import send_times
 from worker.tasklog import TaskLog
 
 PARTING = 0.25  # seconds after the last byte, for what a page asks then: when the last lines were written
@@ -96,7 +95,7 @@ class Viewers:
             case "/events":
                 await self._while_there(receive, partial(send_events, self._log, first_of(scope), scope, send))
             case "/times":
-                await self._times(scope, send)
+                await send_times(self._log.times, offset_of(scope) or 0, scope, send)
             case _:
                 await refuse(scope, send, 404, "there is no such page")
 
@@ -106,10 +105,3 @@ class Viewers:
                 nursery.start_soon(cancel_on_disconnect, receive, nursery.cancel_scope)
                 await answering()
                 nursery.cancel_scope.cancel()
-
-    async def _times(self, scope: Scope, send: Send) -> None:
-        times = self._log.times
-        document = {"precision": times.precision, "times": list(times.since(offset_of(scope) or 0))}
-        body = json.dumps(document, separators=(",", ":")).encode()
-        own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await answer(scope, send, 200, [*CONTENT_HEADERS, *own], body)
