@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -65,12 +66,14 @@ class Gzip:
     Equal content gives equal bytes, however it was split.
     """
 
-    def __init__(self, ports: Ports, spool: IO[bytes]) -> None:
+    def __init__(self, ports: Ports, open_spool: Callable[[], IO[bytes]]) -> None:
+        """`open_spool` makes the file to write to, without blocking; it is called in a thread when it has to be anew."""
         self._ports = ports
-        self._spool = spool
+        self._open_spool = open_spool
         self._begin()
 
     def _begin(self) -> None:
+        self._spool = self._open_spool()
         self._compressor: zlib._Compress | None = None  # made when it is needed: it takes 256 KiB
         self.fed = 0  # bytes
 
@@ -87,8 +90,16 @@ class Gzip:
 
     async def restart(self) -> None:
         """Forget what was fed."""
+        await self._ports.run_sync(self._restart)
+
+    def _restart(self) -> None:
+        # A new file: on a full disk the old one still has bytes in its buffer, which would fail again or come too late.
+        self._close()
         self._begin()
-        await self._ports.run_sync(lambda: self._spool.truncate(self._spool.seek(0)))
+
+    def _close(self) -> None:
+        with suppress(OSError):  # the disk is full; nobody wants what is in the buffer
+            self._spool.close()
 
     async def finish(self) -> Gzipped:
         """What was fed, compressed; nothing more can be. It is readable until the block of `open_gzip` ends."""
@@ -98,20 +109,24 @@ class Gzip:
     def _finish(self) -> None:
         compressor = self._compressor or zlib.compressobj(wbits=_GZIP_FORMAT)
         self._spool.write(compressor.flush())
+        self._spool.flush()
+
+    async def aclose(self) -> None:
+        """Let go of the file, which takes no bytes on the disk then. Cancellation does not end it early."""
+        # Freeing a large file's blocks takes a while. There is no limit beside the shield: a call that has begun in a
+        # thread cannot be given up anyhow.
+        with trio.CancelScope(shield=True):
+            await self._ports.run_sync(self._close)
 
 
 @asynccontextmanager
 async def open_gzip(ports: Ports, folder: Path) -> AsyncGenerator[Gzip, None]:
     """A `Gzip` whose file is in `folder`, for as long as the block lasts."""
-    # It does nothing that blocks before it leaves memory, and that happens in a thread.
-    spool = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=str(folder))  # noqa: SIM115 - closed below
+    gzip = Gzip(ports, partial(tempfile.SpooledTemporaryFile, max_size=IN_MEMORY, dir=str(folder)))
     try:
-        yield Gzip(ports, spool)
+        yield gzip
     finally:
-        # Freeing a large file's blocks takes a while. There is no limit beside the shield: a call that has begun in a
-        # thread cannot be given up anyhow.
-        with trio.CancelScope(shield=True):
-            await ports.run_sync(spool.close)
+        await gzip.aclose()
 
 
 @asynccontextmanager

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import os
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+import resource
+import signal
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
+import pytest
 import trio
 
 from plugins.livelog.backing import BATCH, BackingLog, open_backing
 from worker.logfile import LogFile
 from worker.ports import Ports
-from worker.spool import Gzip, Gzipped
+from worker.spool import Gzipped
 
 T = TypeVar("T")
+MEBIBYTE = 2**20  # the compressed bytes that stay in memory
 
 
 @asynccontextmanager
@@ -85,32 +88,49 @@ async def test_a_cancel_in_the_midst_leaves_no_gap(tmp_path: Path) -> None:
         assert await content(await backing.finish()) == data
 
 
-async def test_a_disk_that_was_full_meanwhile_costs_nothing_but_time(tmp_path: Path) -> None:
-    class Spool:
-        """A file on a disk that is full."""
+@pytest.mark.parametrize("room", range(MEBIBYTE, MEBIBYTE + 2 * BATCH, 64 * 1024 - 1))
+async def test_a_disk_that_was_full_meanwhile_costs_nothing_but_time(tmp_path: Path, room: int) -> None:
+    class Disk(Ports):
+        """Has `room` for each file of this process while it is full; the rest is in real files, with their buffers."""
 
-        def __init__(self, inner: IO[bytes]) -> None:
-            self.inner = inner
-            self.full = True
+        full = True
 
-        def write(self, data: bytes) -> int:
-            if self.full:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return self.inner.write(data)
+        async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+            if function.__name__ not in {"_compress", "_restart"} or not self.full:
+                return await super().run_sync(function, *args)
+            with a_file_takes(room):
+                return await super().run_sync(function, *args)
 
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.inner, name)
+    data, disk = os.urandom(MEBIBYTE + 3 * BATCH), Disk()
+    async with world(tmp_path, disk) as (file, backing):
+        file.append(data)
+        await file.flush()
+        await backing.keep_up()
+        disk.full = False
+        file.close()
+        assert await content(await backing.finish()) == data
 
-    data = os.urandom(3 * BATCH)
-    async with world(tmp_path) as (file, _):
-        with (tmp_path / "spool").open("w+b") as inner:
-            spool = Spool(inner)
-            backing = BackingLog(file, Gzip(Ports(), spool))  # type: ignore[arg-type]  # has what is used
-            file.append(data)
-            await backing.keep_up()
-            spool.full = False
-            file.close()
-            assert await content(await backing.finish()) == data
+
+async def test_a_disk_that_is_still_full_at_the_end_is_told(tmp_path: Path) -> None:
+    async with world(tmp_path) as (file, backing):
+        file.append(os.urandom(MEBIBYTE + 3 * BATCH))
+        await file.flush()
+        file.close()
+        with a_file_takes(MEBIBYTE), pytest.raises(OSError, match="File too large"):
+            await backing.finish()
+
+
+@contextmanager
+def a_file_takes(size: int) -> Generator[None, None, None]:
+    """Files of this process get no larger, as on a disk that is full."""
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
 async def test_an_empty_log(tmp_path: Path) -> None:
