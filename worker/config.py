@@ -146,6 +146,12 @@ class Config:
     webhooks: WebhooksConfig
     path: Path | None = field(default=None)
 
+    @property
+    def secrets(self) -> list[str]:
+        """What the worker itself needs and no task's log shows, besides what `worker.log.redact` names."""
+        secrets = [self.credentials.access_token] if self.credentials else []
+        return secrets + ([self.webhooks.stateless_dns.secret] if self.webhooks.stateless_dns else [])
+
 
 def default_worker_id(hostname: str) -> str:
     """The machine's name, as far as a worker id may have it."""

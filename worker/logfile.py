@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -92,7 +93,10 @@ class LogFile:
             if offset >= self._start:
                 begin = offset - self._start
                 return bytes(self._recent[begin : begin + most])
-        return await self._ports.run_sync(os.pread, self._descriptor, min(most, self._stored - offset), offset)
+        data = await self._ports.run_sync(os.pread, self._descriptor, min(most, self._stored - offset), offset)
+        if not data:
+            raise OSError(errno.EIO, "the log's file has become shorter")
+        return data
 
 
 class Follower(AsyncIterator[bytes]):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 MARKER = b"[redacted]"
 MINIMUM = 4  # bytes; what is shorter is found all over a log, and is no secret
-LINE = 16 * 1024  # bytes of a line that patterns see at once, and that are held back for them at most
+LINE = 4 * 1024  # bytes of a line that patterns see at once, and that are held back for them at most
 
 _GATE = 16  # bytes of a secret that the gate looks at; more does not make it stricter in practice
 

@@ -67,7 +67,7 @@ class Gzip:
     """
 
     def __init__(self, ports: Ports, open_spool: Callable[[], IO[bytes]]) -> None:
-        """`open_spool` makes the file to write to, without blocking; it is called in a thread when it has to be anew."""
+        """`open_spool` makes the file to write to, without blocking; called again, in a thread, to begin anew."""
         self._ports = ports
         self._open_spool = open_spool
         self._begin()

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from worker.linetimes import LineTimes
 from worker.logfile import CHUNK, Follower, LogFile
 from worker.ports import Ports
 from worker.quantities import approximate_size, format_size
-from worker.redaction import Redactor
+from worker.redaction import LINE, Redactor
 from worker.spellings import spellings
 
 log = logging.getLogger("worker.run")
@@ -37,7 +37,7 @@ class LogSettings:
 
     size_limit: int | None = None
     tail: int = 64 * 1024
-    secrets: frozenset[bytes] = frozenset()
+    secrets: frozenset[bytes] = field(default=frozenset(), repr=False)
     patterns: tuple[re.Pattern[bytes], ...] = ()
 
 
@@ -85,7 +85,13 @@ class TaskLog:
 
     async def write(self, data: bytes) -> None:
         """Append a task's output. Waits while the disk is behind. Raises OSError, as from a full disk."""
-        self._append(self._output.feed(data))
+        if self._settings.patterns:
+            # These may take long, so others get their turn. What was taken from the task is not lost by a cancel.
+            for start in range(0, len(data), LINE):
+                self._append(self._output.feed(data[start : start + LINE]))
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            self._append(self._output.feed(data))
         if self.file.unwritten >= CHUNK:
             await self.file.flush()
         else:

@@ -87,6 +87,5 @@ async def open_workshop(
             await scopes.enter_async_context(
                 limiter.scope(f"{name}: its worker scope", scope, limits.prepare, limits.clean_up)
             )
-        own_secrets = [config.credentials.access_token] if config.credentials else []
-        log = config.worker.log.settings(own_secrets)
+        log = config.worker.log.settings(config.secrets)
         yield Workshop(services, deployment, engine, ordered, schema, limiter, log)

@@ -24,11 +24,11 @@ def noise(size: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-@pytest.mark.parametrize(("websockets", "offsets"), [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize(("websockets", "knows_offsets"), [(True, True), (False, True), (False, False)])
 async def test_a_connection_that_is_cut_again_and_again(
-    page: Page, websockets: bool, offsets: bool, tmp_path: Path
+    page: Page, websockets: bool, knows_offsets: bool, tmp_path: Path
 ) -> None:
-    async with viewing(page, websockets=websockets, offsets=offsets) as (log, proxy):
+    async with viewing(page, websockets=websockets, offsets=knows_offsets) as (log, proxy):
         log.write(b"begun\n")
         await lines(page, 1)
         cuts = random.Random(4)

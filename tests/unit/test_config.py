@@ -242,3 +242,14 @@ def test_the_config_file_is_found_in_the_order_of_the_design(tmp_path: Path) -> 
 )
 def test_the_worker_is_named_after_its_machine(hostname: str, worker_id: str) -> None:
     assert default_worker_id(hostname) == worker_id
+
+
+def test_the_worker_knows_which_secrets_are_its_own() -> None:
+    dns = {"ip": "203.0.113.5", "domain": "workers.example.com", "secret": "dns secret"}
+    document = {
+        "rootUrl": "https://tc.example.com",
+        "credentials": {"clientId": "me", "accessToken": "my token"},
+        "webhooks": {"provider": "statelessDns", "host": "0.0.0.0", "statelessDns": dns},
+    }
+    assert parse_config(document, {}).secrets == ["my token", "dns secret"]
+    assert parse_config({}, {}).secrets == []

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 import trio
 import trio.testing
 
@@ -133,3 +134,15 @@ async def test_waiting_for_a_size_ends_with_the_log(tmp_path: Path) -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert nursery.child_tasks
         file.close()
+
+
+async def test_a_file_that_somebody_has_cut_is_no_log_that_has_ended(tmp_path: Path) -> None:
+    async with opened(tmp_path) as file:
+        file.append(b"." * (RECENT + CHUNK))
+        await file.flush()
+        file.close()
+        os.truncate(file.path, 100)
+        follower = Follower(file)
+        assert await anext(follower) == b"." * 100
+        with pytest.raises(OSError, match="shorter"):
+            await anext(follower)

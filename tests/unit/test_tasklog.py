@@ -272,3 +272,28 @@ async def test_every_write_has_its_time(tmp_path: Path) -> None:
         await log.write(b"second\n")
         assert log.times.at(0) == log.times.at(second - 1) == datetime(2026, 1, 31, tzinfo=UTC).timestamp()
         assert log.times.at(second) == ports.time.timestamp()
+
+
+async def test_others_get_their_turn_while_patterns_are_sought_and_a_cancel_loses_no_output(tmp_path: Path) -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with open_tasklog(Ports(), tmp_path / "log", LogSettings(patterns=(re.compile(rb"\w+@"),))) as log:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_turns)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await log.write(b"." * CHUNK)
+            nursery.cancel_scope.cancel()
+        await log.close()
+        assert await everything(log) == b"." * CHUNK
+    assert turns >= 10
+
+
+def test_no_secret_is_in_the_repr_of_the_settings() -> None:
+    assert "hunter2" not in repr(LogSettings(secrets=frozenset([b"hunter2"])))
