@@ -291,12 +291,12 @@ async def open_http(ports: Ports, kinds: Kinds | None = None) -> AsyncGenerator[
 
 
 def plain_url(url: str | httpx.URL) -> str:
-    """`url` fit for a log: without query, fragment and password, which may be secrets."""
+    """`url` fit for a log and an error: scheme, host and port. The rest may be a secret, as a live log's path is."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         return "(malformed URL)"
-    return str(parsed.copy_with(query=None, fragment=None, username=None, password=None))
+    return str(parsed.copy_with(path="/", query=None, fragment=None, username=None, password=None))
 
 
 @contextmanager
