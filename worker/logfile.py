@@ -62,7 +62,7 @@ class LogFile:
         self._grown = trio.Event()
 
     async def flush(self) -> None:
-        """Bring to the file what was added before this call. Raises OSError, and then keeps the data."""
+        """Bring to the file what was added, also meanwhile. Raises OSError, and then keeps the data."""
         async with self._flushing:
             while self.unwritten:
                 behind = self._stored - self._start

@@ -152,10 +152,6 @@ class TaskLog:
             self.times.wrote(self.size, self._ports.now().timestamp())
             self.file.append(data)
 
-    async def flush(self) -> None:
-        """Bring to the file what readers can read. Raises OSError, and then keeps the data."""
-        await self.file.flush()
-
     async def read(self, offset: int) -> bytes:
         """As `LogFile.read`."""
         return await self.file.read(offset)

@@ -76,7 +76,7 @@ async def world(answers: Sequence[Answer], *, patience: float = 60) -> AsyncGene
             session = Session(queue, http, Ports())  # type: ignore[arg-type]  # has what is used
             copy = LogCopy(session, KEY, "public/logs/live.log", got.extend, patience=patience, pause=0.001)
             here = World(queue, copy, got=got)
-            nursery.start_soon(trio.serve_listeners, handle, listeners)
+            await nursery.start(trio.serve_listeners, handle, listeners)
             yield here
             nursery.cancel_scope.cancel()
 
