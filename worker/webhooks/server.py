@@ -155,7 +155,13 @@ class Webhooks:
 async def _respond(scope: Scope, send: Send, status: int, body: bytes) -> None:
     # A websocket that is refused gets a plain answer too (ASGI, extension `websocket.http.response`).
     prefix = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        # One answer always fits into the socket's buffer. Many that nobody reads would not, and a connection that is
+        # stuck in the middle of one makes no room: so peers who know no secret could keep all others out.
+        (b"connection", b"close"),
+    ]
     await send({"type": f"{prefix}.start", "status": status, "headers": headers})
     await send({"type": f"{prefix}.body", "body": body})
 

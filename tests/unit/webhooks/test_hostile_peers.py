@@ -41,6 +41,7 @@ def head(line: bytes) -> bytes:
     return line + b"\r\nHost: x\r\n\r\n"
 
 
+GUESSES = get(b"/guess") * 400
 CHUNKED = b"Transfer-Encoding: chunked"
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
 VERSION = b"Sec-WebSocket-Version: 13"
@@ -155,6 +156,7 @@ HTTP = {
     "RST in the middle of a flood": Peer([get(b"{path}flood"), Until(b"xxx"), RST]),
     "a flood that is not read": Peer([get(b"{path}flood")], reads=False),
     "answers that are not read": Peer([get() * 100_000], reads=False),
+    "answers to guesses that are not read": Peer([GUESSES], reads=False),
     "secrets that are guessed": Peer([get(b"/guess/"), FIN], status(404)),
 }
 
@@ -295,3 +297,14 @@ async def test_idle_sockets_hold_up_neither_viewers_nor_the_end(sockets: int) ->
         await world.viewers.look()
         await world.check_alive()
         await world.viewers.look()
+
+
+async def test_peers_without_a_secret_that_do_not_read_keep_nobody_out() -> None:
+    """As many as there are places beside the viewers', each with requests that can be answered at once."""
+    places = 20
+    async with opened(connections=places + 2) as world, AsyncExitStack() as peers:
+        for _ in range(places):
+            peer = await peers.enter_async_context(await world.connect())
+            await peer.send_all(GUESSES)
+        await world.wait_stuck()
+        await world.check_alive()
