@@ -112,6 +112,9 @@ class Application:
         await send({"type": "websocket.accept"})
         if scope["path"] == "/deaf":
             await trio.sleep_forever()
+        if scope["path"].startswith("/send"):
+            for _ in range(int(scope["path"].removeprefix("/send"))):
+                await send({"type": "websocket.send", "bytes": bytes(65536)})
         if scope["path"] == "/bye":
             await send({"type": "websocket.close", "code": 4000})
             return
@@ -208,7 +211,7 @@ async def test_a_long_body_may_take_long(autojump_clock: MockClock) -> None:
 async def test_a_silent_websocket_is_asked_and_then_ended(autojump_clock: MockClock) -> None:
     peer = Peer((0, handshake(b"/")))
     app = await serve(peer)
-    assert peer.left_at == 2 * PING_INTERVAL
+    assert peer.left_at == PING_INTERVAL + STALLED_TIME
     assert peer.received.endswith(PING)
     assert app.events[-1] == {"type": "websocket.disconnect", "code": 1006}
 
@@ -216,8 +219,45 @@ async def test_a_silent_websocket_is_asked_and_then_ended(autojump_clock: MockCl
 async def test_a_websocket_whose_peer_answers_stays(autojump_clock: MockClock) -> None:
     peer = Peer((0, handshake(b"/")), more=repeat((1.5 * PING_INTERVAL, PONG), 100))
     await serve(peer)
-    assert peer.left_at == 150 * PING_INTERVAL + 2 * PING_INTERVAL
+    assert peer.left_at == 150 * PING_INTERVAL + PING_INTERVAL + STALLED_TIME
     assert peer.received.count(PING) == 101
+
+
+class FarAway(Peer):
+    """At the end of a way that holds `holds` bytes and carries `rate` a second; it answers each ping that arrives."""
+
+    def __init__(self, holds: int, rate: int, *pieces: tuple[float, bytes]) -> None:
+        super().__init__(*pieces)
+        self._holds = holds
+        self._rate = rate
+        self._clear_at = 0.0  # when all that was sent has arrived
+        self._pongs, self._arrived = trio.open_memory_channel[float](inf)
+        self._pong_at: float | None = None
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._clear_at = max(self._clear_at, trio.current_time()) + len(data) / self._rate
+        if data == PING:
+            self._pongs.send_nowait(self._clear_at)
+        await trio.sleep_until(self._clear_at - self._holds / self._rate)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if handshake := next(self._pieces, None):
+            return handshake[1]
+        self._pong_at = self._pong_at or await self._arrived.receive()
+        await trio.sleep_until(self._pong_at)
+        self._pong_at = None
+        return PONG
+
+
+@pytest.mark.parametrize(("holds", "rate", "messages"), [(4 * 2**20, 75_000, 64), (256 * 2**10, 5_000, 100)])
+async def test_a_websocket_may_take_as_slowly_as_http(
+    holds: int, rate: int, messages: int, autojump_clock: MockClock
+) -> None:
+    """Although pongs come late: the pings are on the way behind megabytes, which nothing may follow."""
+    peer = FarAway(holds, rate, (0, handshake(b"/send%d" % messages)))
+    with trio.move_on_after(messages * 65536 / rate + 10 * STALLED_TIME) as scope:
+        await serve(peer)
+    assert scope.cancelled_caught
 
 
 async def test_a_peer_that_takes_nothing_is_cut_off(autojump_clock: MockClock) -> None:

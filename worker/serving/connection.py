@@ -131,7 +131,7 @@ class _Reader:
                 await self._resume()  # what came before goes first
             await self._take(data, trio.current_time() - began)
         elif not self._protocol.changed:
-            await self._late()
+            await self._late(began)
 
     async def _take(self, data: bytes, waited: float) -> None:
         if data:
@@ -150,14 +150,17 @@ class _Reader:
                 self._patience = min(self._patience, self._header_time)
                 return now + self._patience
             case Stage.WEBSOCKET:
-                return now + self._limits.ping_interval.total_seconds()
+                wait = self._limits.stalled_time if self._asked else self._limits.ping_interval
+                return now + wait.total_seconds()
             case _:
                 return inf
 
-    async def _late(self) -> None:
+    async def _late(self, began: float) -> None:
         match self._protocol.stage:
             case Stage.HEAD | Stage.BODY:
                 await self._protocol.refuse(408)
+            case Stage.WEBSOCKET if self._wire.has_taken_since(began):
+                pass  # as good as a pong, which waits behind the megabytes that are on the way to a slow peer
             case Stage.WEBSOCKET if not self._asked:
                 self._asked = True
                 await self._protocol.ping()
