@@ -86,6 +86,10 @@ async def test_no_secret_is_in_any_log(caplog: pytest.LogCaptureFixture, capfd: 
         async with webhooks.attach(handler) as url:
             secrets.append(secret_of(url))
             await exchange(url, f"GET {url}bug?swordfish HTTP/1.1")
+            await exchange(url, f"GET {url}{secrets[1]}/bug HTTP/1.1\r\nConnection: close")
+            async with webhooks.attach(handler) as other:
+                secrets.append(secret_of(other))
+                await exchange(url, f"GET {url}events/%41{secrets[2]} HTTP/1.1\r\nConnection: close")
         await client.get(url)
         await client.get(f"{url[: url.index('/', 8)]}/swordfish/swordfish?swordfish")
         for line in (f"GET {url} HTTP/1.1", f"G\x01T {url}", f"GET {url} HTTP/7.1", f"CONNECT {secrets[1]}:1 HTTP/1.1"):
