@@ -199,6 +199,23 @@ async def test_a_body_in_drops_is_not_waited_for(autojump_clock: MockClock) -> N
     assert isinstance(app.failure, PeerGone)
 
 
+@pytest.mark.parametrize("path", [b"/sends", b"/returns"])
+async def test_an_application_that_goes_on_does_not_break_a_refusal(
+    path: bytes, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does so while the peer takes the answer."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(HEADER_TIME + 0.5)
+        if scope["path"] == "/sends":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    peer = Peer((0, post(path, b"Content-Length: 5")), takes=1)
+    await serve_connection(app, peer, limits=LIMITS, scheme="http", client=None)
+    assert peer.received.startswith(b"HTTP/1.1 408")
+    assert not caplog.records
+
+
 async def test_a_long_body_may_take_long(autojump_clock: MockClock) -> None:
     """It comes at more than the least rate."""
     size = 1_000_000
