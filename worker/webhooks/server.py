@@ -5,11 +5,11 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import trio
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.errors import FatalWorkerFault
 from worker.ports import Ports
@@ -42,7 +42,7 @@ class _Attachment:
         self._idle.set()
 
     @contextmanager
-    def request(self) -> Generator[None, None, None]:
+    def request(self) -> Generator[trio.CancelScope, None, None]:
         """Around the handler's work for one request; `end` cancels it."""
         scope = trio.CancelScope()
         if not self._open:
@@ -50,7 +50,7 @@ class _Attachment:
         self._open.add(scope)
         try:
             with scope:
-                yield
+                yield scope
         finally:
             self._open.remove(scope)
             if not self._open:
@@ -76,7 +76,8 @@ class Webhooks:
         self._attachments: list[_Attachment] = []
         self._app: ASGIApp = AccessLog(self._answer, self._shown) if access_log else self._answer
 
-    def attach(self, handler: ASGIHandler, *, moved: Moved | None = None) -> AbstractAsyncContextManager[str]:
+    @asynccontextmanager
+    async def attach(self, handler: ASGIHandler, *, moved: Moved | None = None) -> AsyncGenerator[str, None]:
         """Serve `handler` (ASGI, http and websocket) for as long as the block lasts; yields its URL, ending in `/`.
 
         The URL's path holds a secret of 256 bits, so it belongs into no log. The handler's scope has the path below
@@ -86,7 +87,16 @@ class Webhooks:
         `moved` is called with the new URL when others can no longer, or soon no longer, reach the handler by the one
         that they were told: a tunnel has another name, or a name will expire. It must neither block nor raise.
         """
-        return self._attach(handler, moved)
+        attachment = _Attachment(self._ports.token(SECRET_OCTETS), handler, moved)
+        self._attachments.append(attachment)
+        try:
+            yield self._url(attachment)
+        finally:
+            self._attachments.remove(attachment)
+            with trio.move_on_after(DETACH_LIMIT, shield=True) as limit:
+                await attachment.end()
+            if limit.cancelled_caught:
+                log.error("a webhook's handler goes on %g seconds after it was cancelled", DETACH_LIMIT)
 
     def at(self, base_url: str) -> None:
         """See `providers.Outside`."""
@@ -103,19 +113,6 @@ class Webhooks:
 
     def _url(self, attachment: _Attachment) -> str:
         return f"{self._base_url}/{attachment.secret.decode()}/"
-
-    @asynccontextmanager
-    async def _attach(self, handler: ASGIHandler, moved: Moved | None) -> AsyncGenerator[str, None]:
-        attachment = _Attachment(self._ports.token(SECRET_OCTETS), handler, moved)
-        self._attachments.append(attachment)
-        try:
-            yield self._url(attachment)
-        finally:
-            self._attachments.remove(attachment)
-            with trio.move_on_after(DETACH_LIMIT, shield=True) as limit:
-                await attachment.end()
-            if limit.cancelled_caught:
-                log.error("a webhook's handler goes on %g seconds after it was cancelled", DETACH_LIMIT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application: passes a request on to the handler that its path names."""
@@ -136,8 +133,17 @@ class Webhooks:
             return
         # What the handler need not know it cannot leak. A decoded path begins as the raw one: a secret has no escapes.
         inner = {**scope, "raw_path": b"/" + below, "path": scope["path"][len(secret) + 1 :] or "/"}
-        with attachment.request():
-            await attachment.handler(inner, receive, send)
+        begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        with attachment.request() as request:
+            await attachment.handler(inner, receive, send_noted)
+        if request.cancelled_caught and not begun:
+            await _respond(scope, send, 404, b"not found\n")
 
     def _shown(self, raw_path: bytes) -> str:
         """What of a path belongs into a log: no secret, also none that somebody guesses or that is of yesterday."""
