@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from trio.testing import MockClock
 
 from worker.serving import PeerGone, ServingLimits, serve_connection
+from worker.serving.connection import SPOKEN
 from worker.serving.wire import LINGER
 
 LIMITS = ServingLimits()
@@ -197,6 +198,38 @@ async def test_a_body_in_drops_is_not_waited_for(autojump_clock: MockClock) -> N
     assert HEADER_TIME <= peer.left_at < HEADER_TIME + 2
     assert b"408" in peer.received
     assert isinstance(app.failure, PeerGone)
+
+
+async def shows_log(scope: Scope, receive: Receive, send: Send) -> None:
+    """As a log does: until it is told that nobody is there. The path says how many messages come at once."""
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(int(scope["path"][1:])):
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        if scope["query_string"]:
+            await trio.sleep_forever()
+        await send({"type": "http.response.body", "body": b""})
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("takes", [0, STALLED_TIME / 2])
+async def test_a_peer_that_sends_no_more_gets_all_of_an_answer(takes: float, autojump_clock: MockClock) -> None:
+    peer = Peer((0, b"GET /20 HTTP/1.0\r\n\r\n"), (0, b""), takes=takes)
+    await serve_connection(shows_log, peer, limits=LIMITS, scheme="http", client=None)
+    assert peer.received.count(b"x") == 20 * 65536
+
+
+async def test_an_application_that_waits_is_told_that_its_peer_sends_no_more(autojump_clock: MockClock) -> None:
+    peer = Peer((0, b"GET /20?waits HTTP/1.0\r\n\r\n"), (10, b""))
+    await serve_connection(shows_log, peer, limits=LIMITS, scheme="http", client=None)
+    assert 10 < peer.left_at <= 10 + 2 * SPOKEN
 
 
 @pytest.mark.parametrize("path", [b"/sends", b"/returns"])

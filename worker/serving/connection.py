@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
 
+SPOKEN = 0.25  # seconds: who sends no more, and takes nothing for so long, has most likely gone
+
 HEADS = frozenset({Stage.IDLE, Stage.HEAD})
 
 
@@ -117,8 +119,7 @@ class _Reader:
         if self._protocol.stage is Stage.IDLE:
             self._until = trio.current_time() + self._limits.idle_time.total_seconds()
         await self._protocol.resume()
-        if self._eof:
-            await self._protocol.hang_up()
+        await self._hang_up()
 
     async def _receive(self) -> None:
         began = trio.current_time()
@@ -140,6 +141,11 @@ class _Reader:
             await self._protocol.receive(data)
         else:
             self._eof = True
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        # An answer is finished for who reads it still. Who does not is noticed in sending, or is `_late`.
+        if self._eof and self._protocol.stage is not Stage.ANSWER:
             await self._protocol.hang_up()
 
     def _deadline(self, now: float) -> float:
@@ -152,6 +158,8 @@ class _Reader:
             case Stage.WEBSOCKET:
                 wait = self._limits.stalled_time if self._asked else self._limits.ping_interval
                 return now + wait.total_seconds()
+            case Stage.ANSWER if self._eof:
+                return now + SPOKEN
             case _:
                 return inf
 
@@ -159,11 +167,13 @@ class _Reader:
         match self._protocol.stage:
             case Stage.HEAD | Stage.BODY:
                 await self._protocol.refuse(408)
-            case Stage.WEBSOCKET if self._wire.has_taken_since(began):
+            case Stage.WEBSOCKET | Stage.ANSWER if self._wire.has_taken_since(began):
                 pass  # as good as a pong, which waits behind the megabytes that are on the way to a slow peer
             case Stage.WEBSOCKET if not self._asked:
                 self._asked = True
                 await self._protocol.ping()
+            case Stage.ANSWER:
+                await self._protocol.hang_up()
             case _:
                 await self._protocol.end()
 

@@ -94,7 +94,7 @@ class Http1(H11Protocol):
             await self._parse(self.connection)
 
     async def hang_up(self) -> None:
-        """The peer will send no more. An answer under way is still finished, although the application is told."""
+        """The peer will send no more, and has most likely gone: an application is told, and may finish its answer."""
         match self.stage:
             case Stage.HEAD | Stage.BODY:
                 await self.refuse(400)
