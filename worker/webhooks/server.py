@@ -66,7 +66,8 @@ class _Attachment:
 class Webhooks:
     """Where plugins attach handlers. Whatever has no handler is 404.
 
-    `GET /healthz` answers 200, `GET /readyz` 200 while others can reach it, and 503 with the reason while they cannot.
+    `GET /healthz` answers 200, `GET /readyz` 200 while others can reach it, and 503 while they cannot, with what a
+    provider wants anybody to know.
     """
 
     def __init__(self, ports: Ports, base_url: str = "", *, access_log: bool = True) -> None:
