@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
-from pathlib import Path
 from typing import Literal, cast
 
 import trio
@@ -15,7 +13,7 @@ from hypercorn.typing import ASGIFramework
 from hypercorn.utils import wrap_app
 from starlette.types import ASGIApp
 
-from worker.serving.applications import Applications
+from worker.serving.applications import Applications, kind_and_place
 from worker.serving.http1 import Http1, Stage
 from worker.serving.limits import ServingLimits
 from worker.serving.wire import RECEIVE, Wire
@@ -62,19 +60,9 @@ async def serve_connection(
             activity(False)
             await wire.close()
     except* Exception as errors:  # noqa: BLE001  # one connection's bug is not the server's end
-        # Where and of which kind, and no more: what it says may quote the peer, who knows secrets.
-        log.error("a connection was ended by a bug: %s", "; ".join(sorted(set(_places(errors)))))
+        log.error("a connection was ended by a bug: %s", kind_and_place(errors))
     finally:
         await trio.aclose_forcefully(stream)
-
-
-def _places(error: BaseException) -> Iterator[str]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _places(inner)
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        yield f"{type(error).__name__} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
 
 
 def _config(limits: ServingLimits) -> Config:
