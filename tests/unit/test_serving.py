@@ -69,7 +69,7 @@ class Application:
         self.disconnected.set()
 
     async def _bug(self, receive: Receive, send: Send) -> None:
-        raise RuntimeError("a bug")
+        raise RuntimeError("swordfish")
 
     async def _echo(self, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "websocket.connect"
@@ -229,11 +229,13 @@ async def test_an_unread_body_does_not_block_the_answer() -> None:
 
 
 async def test_a_bug_in_an_application_is_a_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Without what it says, which may quote the peer."""
     async with serving(Application()) as port, httpx.AsyncClient(trust_env=False) as client:
         answer = await client.get(f"http://127.0.0.1:{port}/bug")
         assert answer.status_code == 500
         await check_alive(port)
-    assert "a bug" in caplog.text
+    assert "RuntimeError at test_serving.py:" in caplog.text
+    assert "swordfish" not in caplog.text
 
 
 async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
@@ -349,7 +351,7 @@ class Failing(trio.abc.Listener[trio.SocketStream]):
 
 async def test_accepting_goes_on_after_errors_that_pass(caplog: pytest.LogCaptureFixture) -> None:
     [listener] = await listen("127.0.0.1", 0)
-    failing = Failing(listener, errno.EMFILE, errno.ECONNABORTED, errno.ENFILE)
+    failing = Failing(listener, errno.EMFILE, errno.ENFILE)
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, Application(), [cast("trio.SocketListener", failing)])
         await check_alive(port_of([listener]))

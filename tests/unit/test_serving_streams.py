@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from trio.testing import MockClock
 
 from worker.serving import PeerGone, ServingLimits, serve_connection
+from worker.serving.connection import SPOKEN
 from worker.serving.wire import LINGER
 
 LIMITS = ServingLimits()
@@ -112,6 +113,9 @@ class Application:
         await send({"type": "websocket.accept"})
         if scope["path"] == "/deaf":
             await trio.sleep_forever()
+        if scope["path"].startswith("/send"):
+            for _ in range(int(scope["path"].removeprefix("/send"))):
+                await send({"type": "websocket.send", "bytes": bytes(65536)})
         if scope["path"] == "/bye":
             await send({"type": "websocket.close", "code": 4000})
             return
@@ -196,6 +200,55 @@ async def test_a_body_in_drops_is_not_waited_for(autojump_clock: MockClock) -> N
     assert isinstance(app.failure, PeerGone)
 
 
+async def shows_log(scope: Scope, receive: Receive, send: Send) -> None:
+    """As a log does: until it is told that nobody is there. The path says how many messages come at once."""
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(int(scope["path"][1:])):
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        if scope["query_string"]:
+            await trio.sleep_forever()
+        await send({"type": "http.response.body", "body": b""})
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("takes", [0, STALLED_TIME / 2])
+async def test_a_peer_that_sends_no_more_gets_all_of_an_answer(takes: float, autojump_clock: MockClock) -> None:
+    peer = Peer((0, b"GET /20 HTTP/1.0\r\n\r\n"), (0, b""), takes=takes)
+    await serve_connection(shows_log, peer, limits=LIMITS, scheme="http", client=None)
+    assert peer.received.count(b"x") == 20 * 65536
+
+
+async def test_an_application_that_waits_is_told_that_its_peer_sends_no_more(autojump_clock: MockClock) -> None:
+    peer = Peer((0, b"GET /20?waits HTTP/1.0\r\n\r\n"), (10, b""))
+    await serve_connection(shows_log, peer, limits=LIMITS, scheme="http", client=None)
+    assert 10 < peer.left_at <= 10 + 2 * SPOKEN
+
+
+@pytest.mark.parametrize("path", [b"/sends", b"/returns"])
+async def test_an_application_that_goes_on_does_not_break_a_refusal(
+    path: bytes, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does so while the peer takes the answer."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.sleep(HEADER_TIME + 0.5)
+        if scope["path"] == "/sends":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    peer = Peer((0, post(path, b"Content-Length: 5")), takes=1)
+    await serve_connection(app, peer, limits=LIMITS, scheme="http", client=None)
+    assert peer.received.startswith(b"HTTP/1.1 408")
+    assert not caplog.records
+
+
 async def test_a_long_body_may_take_long(autojump_clock: MockClock) -> None:
     """It comes at more than the least rate."""
     size = 1_000_000
@@ -208,7 +261,7 @@ async def test_a_long_body_may_take_long(autojump_clock: MockClock) -> None:
 async def test_a_silent_websocket_is_asked_and_then_ended(autojump_clock: MockClock) -> None:
     peer = Peer((0, handshake(b"/")))
     app = await serve(peer)
-    assert peer.left_at == 2 * PING_INTERVAL
+    assert peer.left_at == PING_INTERVAL + STALLED_TIME
     assert peer.received.endswith(PING)
     assert app.events[-1] == {"type": "websocket.disconnect", "code": 1006}
 
@@ -216,8 +269,45 @@ async def test_a_silent_websocket_is_asked_and_then_ended(autojump_clock: MockCl
 async def test_a_websocket_whose_peer_answers_stays(autojump_clock: MockClock) -> None:
     peer = Peer((0, handshake(b"/")), more=repeat((1.5 * PING_INTERVAL, PONG), 100))
     await serve(peer)
-    assert peer.left_at == 150 * PING_INTERVAL + 2 * PING_INTERVAL
+    assert peer.left_at == 150 * PING_INTERVAL + PING_INTERVAL + STALLED_TIME
     assert peer.received.count(PING) == 101
+
+
+class FarAway(Peer):
+    """At the end of a way that holds `holds` bytes and carries `rate` a second; it answers each ping that arrives."""
+
+    def __init__(self, holds: int, rate: int, *pieces: tuple[float, bytes]) -> None:
+        super().__init__(*pieces)
+        self._holds = holds
+        self._rate = rate
+        self._clear_at = 0.0  # when all that was sent has arrived
+        self._pongs, self._arrived = trio.open_memory_channel[float](inf)
+        self._pong_at: float | None = None
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._clear_at = max(self._clear_at, trio.current_time()) + len(data) / self._rate
+        if data == PING:
+            self._pongs.send_nowait(self._clear_at)
+        await trio.sleep_until(self._clear_at - self._holds / self._rate)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if handshake := next(self._pieces, None):
+            return handshake[1]
+        self._pong_at = self._pong_at or await self._arrived.receive()
+        await trio.sleep_until(self._pong_at)
+        self._pong_at = None
+        return PONG
+
+
+@pytest.mark.parametrize(("holds", "rate", "messages"), [(4 * 2**20, 75_000, 64), (256 * 2**10, 5_000, 100)])
+async def test_a_websocket_may_take_as_slowly_as_http(
+    holds: int, rate: int, messages: int, autojump_clock: MockClock
+) -> None:
+    """Although pongs come late: the pings are on the way behind megabytes, which nothing may follow."""
+    peer = FarAway(holds, rate, (0, handshake(b"/send%d" % messages)))
+    with trio.move_on_after(messages * 65536 / rate + 10 * STALLED_TIME) as scope:
+        await serve(peer)
+    assert scope.cancelled_caught
 
 
 async def test_a_peer_that_takes_nothing_is_cut_off(autojump_clock: MockClock) -> None:

@@ -143,6 +143,27 @@ async def test_files_are_looked_at_once_a_second_at_most(
     assert await certificate.current() is not first
 
 
+class _Slow(_Inline):
+    async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+        await trio.sleep(1)
+        return function(*args)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5])
+async def test_files_are_looked_at_again_when_the_connection_that_looked_has_ended(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, seconds: float
+) -> None:
+    config = write_certificate(tmp_path)
+    certificate = await load_certificate(config, _Slow())
+    first = await certificate.current()
+    write_certificate(tmp_path)
+    await trio.sleep(LOOK)
+    with trio.move_on_after(seconds):
+        await certificate.current()
+    await trio.sleep(LOOK)
+    assert await certificate.current() is not first
+
+
 def _missing(config: TlsConfig) -> str:
     config.key.unlink()
     return f"{config.key}: cannot be read: No such file"

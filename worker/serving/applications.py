@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import cast
 
 import trio
@@ -88,8 +90,17 @@ async def _run_app(app: AppWrapper, scope: Scope, inbox: _Inbox, send: ASGISendC
         await app(scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
     except* PeerGone:
         log.debug("a peer went in the middle of an answer")
-    except* Exception:
-        # One request's bug is not the server's end.
-        log.exception("an application failed")
+    except* Exception as errors:  # noqa: BLE001  # one request's bug is not the server's end
+        log.error("an application failed: %s", kind_and_place(errors))
     finally:
         inbox.close()
+
+
+def kind_and_place(error: BaseException) -> str:
+    """For a log: of which kind an error is and by which calls it came, and no more. What it says, or whoever caused it,
+    may quote the peer, who knows secrets."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(sorted({kind_and_place(inner) for inner in error.exceptions}))
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    calls = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
+    return f"{type(error).__name__} at {calls}"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
-from pathlib import Path
 from typing import Literal, cast
 
 import trio
@@ -15,7 +13,7 @@ from hypercorn.typing import ASGIFramework
 from hypercorn.utils import wrap_app
 from starlette.types import ASGIApp
 
-from worker.serving.applications import Applications
+from worker.serving.applications import Applications, kind_and_place
 from worker.serving.http1 import Http1, Stage
 from worker.serving.limits import ServingLimits
 from worker.serving.wire import RECEIVE, Wire
@@ -23,6 +21,8 @@ from worker.serving.wire import RECEIVE, Wire
 log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
+
+SPOKEN = 0.25  # seconds: who sends no more, and takes nothing for so long, has most likely gone
 
 HEADS = frozenset({Stage.IDLE, Stage.HEAD})
 
@@ -60,19 +60,9 @@ async def serve_connection(
             activity(False)
             await wire.close()
     except* Exception as errors:  # noqa: BLE001  # one connection's bug is not the server's end
-        # Where and of which kind, and no more: what it says may quote the peer, who knows secrets.
-        log.error("a connection was ended by a bug: %s", "; ".join(sorted(set(_places(errors)))))
+        log.error("a connection was ended by a bug: %s", kind_and_place(errors))
     finally:
         await trio.aclose_forcefully(stream)
-
-
-def _places(error: BaseException) -> Iterator[str]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _places(inner)
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        yield f"{type(error).__name__} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
 
 
 def _config(limits: ServingLimits) -> Config:
@@ -117,8 +107,7 @@ class _Reader:
         if self._protocol.stage is Stage.IDLE:
             self._until = trio.current_time() + self._limits.idle_time.total_seconds()
         await self._protocol.resume()
-        if self._eof:
-            await self._protocol.hang_up()
+        await self._hang_up()
 
     async def _receive(self) -> None:
         began = trio.current_time()
@@ -131,7 +120,7 @@ class _Reader:
                 await self._resume()  # what came before goes first
             await self._take(data, trio.current_time() - began)
         elif not self._protocol.changed:
-            await self._late()
+            await self._late(began)
 
     async def _take(self, data: bytes, waited: float) -> None:
         if data:
@@ -140,6 +129,11 @@ class _Reader:
             await self._protocol.receive(data)
         else:
             self._eof = True
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        # An answer is finished for who reads it still. Who does not is noticed in sending, or is `_late`.
+        if self._eof and self._protocol.stage is not Stage.ANSWER:
             await self._protocol.hang_up()
 
     def _deadline(self, now: float) -> float:
@@ -150,17 +144,24 @@ class _Reader:
                 self._patience = min(self._patience, self._header_time)
                 return now + self._patience
             case Stage.WEBSOCKET:
-                return now + self._limits.ping_interval.total_seconds()
+                wait = self._limits.stalled_time if self._asked else self._limits.ping_interval
+                return now + wait.total_seconds()
+            case Stage.ANSWER if self._eof:
+                return now + SPOKEN
             case _:
                 return inf
 
-    async def _late(self) -> None:
+    async def _late(self, began: float) -> None:
         match self._protocol.stage:
             case Stage.HEAD | Stage.BODY:
                 await self._protocol.refuse(408)
+            case Stage.WEBSOCKET | Stage.ANSWER if self._wire.has_taken_since(began):
+                pass  # as good as a pong, which waits behind the megabytes that are on the way to a slow peer
             case Stage.WEBSOCKET if not self._asked:
                 self._asked = True
                 await self._protocol.ping()
+            case Stage.ANSWER:
+                await self._protocol.hang_up()
             case _:
                 await self._protocol.end()
 

@@ -94,7 +94,7 @@ class Http1(H11Protocol):
             await self._parse(self.connection)
 
     async def hang_up(self) -> None:
-        """The peer will send no more. An answer under way is still finished, although the application is told."""
+        """The peer will send no more, and has most likely gone: an application is told, and may finish its answer."""
         match self.stage:
             case Stage.HEAD | Stage.BODY:
                 await self.refuse(400)
@@ -107,13 +107,13 @@ class Http1(H11Protocol):
         """Answer with an error where nothing was answered yet, and end the connection."""
         log.debug("a request is refused: %d", status)
         unanswered = self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}
-        self._wire.abandoned, self.stage = True, Stage.OVER
+        # First, since the application may send, or end, while the answer waits for the peer.
+        await self.end()
         if unanswered:
             lines = [(b"content-length", b"0"), (b"connection", b"close"), *(headers or [])]
             lines += self.config.response_headers("h11")
             await self._send_h11_event(h11.Response(status_code=status, headers=lines))
             await self._send_h11_event(h11.EndOfMessage())
-        await self._close_stream()
 
     async def end(self) -> None:
         """Break off what is under way, and end the connection."""

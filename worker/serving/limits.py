@@ -34,7 +34,8 @@ class ServingLimits(Document):
     `header_time` is from the beginning of a request, or of the connection, to the end of the headers, the TLS
     handshake on its own. `body_rate` is the least number of bytes a second that a request's body comes at, on average
     and beyond `header_time`. `stalled_time` is how long a peer may take for 64 KiB that are sent to it.
-    A websocket's peer that is silent is asked every `ping_interval` whether it is there, and has as long to answer.
+    A websocket's peer that neither sends nor takes anything for `ping_interval` is asked whether it is there, and has
+    `stalled_time` to answer, since what it was sent before comes first.
     """
 
     connections: Annotated[int, Field(ge=1)] = 1000

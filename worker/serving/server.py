@@ -19,19 +19,6 @@ from worker.serving.tls import Certificate, shake_hands
 log = logging.getLogger(__name__)
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# What `accept` reports of the connection that it takes (its manual page), and of one that its peer has given up.
-PEERS_FAULT = frozenset(
-    {
-        errno.ECONNABORTED,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-        errno.EPROTO,
-    }
-)
 PAUSE = 0.1  # seconds until accepting is tried again when this machine or process has no descriptors left
 
 
@@ -83,21 +70,18 @@ class _Server:
 
     async def _next(self, listener: trio.SocketListener) -> trio.SocketStream | None:
         """The next connection, None where there is no descriptor for it. Raises OSError where none can come."""
-        while True:
-            try:
-                stream = await listener.accept()
-            except OSError as error:
-                if error.errno in PEERS_FAULT:
-                    continue
-                if error.errno not in EXHAUSTED:
-                    raise
-                if not self._exhausted:
-                    log.warning("no further connections for now: too many open files in this process or machine")
-                self._exhausted = True
-                self._places.end_idle()
-                return None
-            self._exhausted = False
-            return stream
+        try:
+            stream = await listener.accept()
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            if not self._exhausted:
+                log.warning("no further connections for now: too many open files in this process or machine")
+            self._exhausted = True
+            self._places.end_idle()
+            return None
+        self._exhausted = False
+        return stream
 
     async def _serve(self, socket: trio.SocketStream, place: Place) -> None:
         with place.held():

@@ -57,13 +57,14 @@ class Certificate:
         seen = await self._ports.run_sync(_digest, self._config)
         if seen == self._seen:
             return
-        self._seen = seen
         try:
             self._context = await self._ports.run_sync(_context, self._config)
         except BadCertificate as error:
             log.error("the certificate in use stays, since the changed one is of no use: %s", error)
         else:
             log.info("the certificate was renewed: %s", self._config.certificate)
+        # Only now: the connection that looks may be cancelled meanwhile, and then the next one is to look again.
+        self._seen = seen
 
 
 async def load_certificate(config: TlsConfig, ports: Ports) -> Certificate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import trio
 
 RECEIVE = 64 * 1024  # bytes at once
@@ -22,6 +24,7 @@ class Wire:
         self._sending = trio.Lock()
         self._receiving = trio.CancelScope()
         self._eof = False
+        self._taken_at = -inf
         self.broken = False
         self.abandoned = False
 
@@ -29,6 +32,10 @@ class Wire:
     def is_useless(self) -> bool:
         """Whether what an application sends reaches nobody."""
         return self.broken or self.abandoned
+
+    def has_taken_since(self, time: float) -> bool:
+        """Whether the peer has taken something since then, or is being waited for to do so."""
+        return self._sending.locked() or self._taken_at > time
 
     async def receive(self, most: int, deadline: float) -> bytes | None:
         """What the peer has sent, at most so many bytes of it; None at the deadline or by `wake`.
@@ -58,6 +65,7 @@ class Wire:
                 for start in range(0, len(data), PIECE):
                     with trio.fail_after(self._stalled_time):
                         await self._stream.send_all(memoryview(data)[start : start + PIECE])
+                    self._taken_at = trio.current_time()
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             self._break()
             await trio.aclose_forcefully(self._stream)

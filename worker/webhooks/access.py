@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import trio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from worker.serving import PeerGone
+
 log = logging.getLogger("worker.access")
 
 BURST = 1000  # lines at once,
@@ -85,8 +87,10 @@ class AccessLog:
         began = trio.current_time()
         try:
             yield
-        except Exception:
-            exchange.status = exchange.status or 500  # as the server answers for it
+        except Exception as error:
+            _, bugs = ExceptionGroup("", [error]).split(PeerGone)
+            if bugs:
+                exchange.status = exchange.status or 500  # as the server answers for it
             raise
         finally:
             if self._may_tell():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import trio
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.errors import FatalWorkerFault
 from worker.ports import Ports
@@ -42,7 +42,7 @@ class _Attachment:
         self._idle.set()
 
     @contextmanager
-    def request(self) -> Generator[None, None, None]:
+    def request(self) -> Generator[trio.CancelScope, None, None]:
         """Around the handler's work for one request; `end` cancels it."""
         scope = trio.CancelScope()
         if not self._open:
@@ -50,7 +50,7 @@ class _Attachment:
         self._open.add(scope)
         try:
             with scope:
-                yield
+                yield scope
         finally:
             self._open.remove(scope)
             if not self._open:
@@ -66,7 +66,8 @@ class _Attachment:
 class Webhooks:
     """Where plugins attach handlers. Whatever has no handler is 404.
 
-    `GET /healthz` answers 200, `GET /readyz` 200 while others can reach it, and 503 with the reason while they cannot.
+    `GET /healthz` answers 200, `GET /readyz` 200 while others can reach it, and 503 while they cannot, with what a
+    provider wants anybody to know.
     """
 
     def __init__(self, ports: Ports, base_url: str = "", *, access_log: bool = True) -> None:
@@ -76,7 +77,8 @@ class Webhooks:
         self._attachments: list[_Attachment] = []
         self._app: ASGIApp = AccessLog(self._answer, self._shown) if access_log else self._answer
 
-    def attach(self, handler: ASGIHandler, *, moved: Moved | None = None) -> AbstractAsyncContextManager[str]:
+    @asynccontextmanager
+    async def attach(self, handler: ASGIHandler, *, moved: Moved | None = None) -> AsyncGenerator[str, None]:
         """Serve `handler` (ASGI, http and websocket) for as long as the block lasts; yields its URL, ending in `/`.
 
         The URL's path holds a secret of 256 bits, so it belongs into no log. The handler's scope has the path below
@@ -86,7 +88,16 @@ class Webhooks:
         `moved` is called with the new URL when others can no longer, or soon no longer, reach the handler by the one
         that they were told: a tunnel has another name, or a name will expire. It must neither block nor raise.
         """
-        return self._attach(handler, moved)
+        attachment = _Attachment(self._ports.token(SECRET_OCTETS), handler, moved)
+        self._attachments.append(attachment)
+        try:
+            yield self._url(attachment)
+        finally:
+            self._attachments.remove(attachment)
+            with trio.move_on_after(DETACH_LIMIT, shield=True) as limit:
+                await attachment.end()
+            if limit.cancelled_caught:
+                log.error("a webhook's handler goes on %g seconds after it was cancelled", DETACH_LIMIT)
 
     def at(self, base_url: str) -> None:
         """See `providers.Outside`."""
@@ -103,19 +114,6 @@ class Webhooks:
 
     def _url(self, attachment: _Attachment) -> str:
         return f"{self._base_url}/{attachment.secret.decode()}/"
-
-    @asynccontextmanager
-    async def _attach(self, handler: ASGIHandler, moved: Moved | None) -> AsyncGenerator[str, None]:
-        attachment = _Attachment(self._ports.token(SECRET_OCTETS), handler, moved)
-        self._attachments.append(attachment)
-        try:
-            yield self._url(attachment)
-        finally:
-            self._attachments.remove(attachment)
-            with trio.move_on_after(DETACH_LIMIT, shield=True) as limit:
-                await attachment.end()
-            if limit.cancelled_caught:
-                log.error("a webhook's handler goes on %g seconds after it was cancelled", DETACH_LIMIT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application: passes a request on to the handler that its path names."""
@@ -136,15 +134,27 @@ class Webhooks:
             return
         # What the handler need not know it cannot leak. A decoded path begins as the raw one: a secret has no escapes.
         inner = {**scope, "raw_path": b"/" + below, "path": scope["path"][len(secret) + 1 :] or "/"}
-        with attachment.request():
-            await attachment.handler(inner, receive, send)
+        begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        with attachment.request() as request:
+            await attachment.handler(inner, receive, send_noted)
+        if request.cancelled_caught and not begun:
+            await _respond(scope, send, 404, b"not found\n")
 
     def _shown(self, raw_path: bytes) -> str:
         """What of a path belongs into a log: no secret, also none that somebody guesses or that is of yesterday."""
         if raw_path in {b"/healthz", b"/readyz"}:
             return raw_path.decode()
-        secret, slash, below = raw_path.removeprefix(b"/").partition(b"/")
-        return "/***" if self._find(secret) is None else f"/***{(slash + below).decode('latin1')}"
+        secret, *below = raw_path.removeprefix(b"/").split(b"/")
+        if self._find(secret) is None:
+            return "/***"
+        # A client may join a URL and a path that has the secret already. Whatever is long enough may be one.
+        return "/".join(["/***", *("***" if len(each) >= len(secret) else each.decode("latin1") for each in below)])
 
     def _find(self, secret: bytes) -> _Attachment | None:
         # All are compared, each in constant time, so that timing tells nothing about any of them.
@@ -155,7 +165,13 @@ class Webhooks:
 async def _respond(scope: Scope, send: Send, status: int, body: bytes) -> None:
     # A websocket that is refused gets a plain answer too (ASGI, extension `websocket.http.response`).
     prefix = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        # One answer always fits into the socket's buffer. Many that nobody reads would not, and a connection that is
+        # stuck in the middle of one makes no room: so peers who know no secret could keep all others out.
+        (b"connection", b"close"),
+    ]
     await send({"type": f"{prefix}.start", "status": status, "headers": headers})
     await send({"type": f"{prefix}.body", "body": body})
 

@@ -21,6 +21,7 @@ from worker.webhooks.providers import Outside
 
 DOMAIN = r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
 SHORTEST = timedelta(minutes=2)
+LONGEST = timedelta(days=366)
 
 
 def _address(text: str) -> str:
@@ -31,9 +32,9 @@ def _address(text: str) -> str:
     return text
 
 
-def _not_short(value: timedelta) -> timedelta:
-    if value < SHORTEST:
-        raise PydanticCustomError("duration", "expected 2 minutes at least")
+def _usable(value: timedelta) -> timedelta:
+    if not SHORTEST <= value <= LONGEST:
+        raise PydanticCustomError("duration", "expected 2 minutes at least and 366 days at most")
     return value
 
 
@@ -46,7 +47,7 @@ class StatelessDnsConfig(Document):
     ip: Annotated[str, AfterValidator(_address)]
     domain: Annotated[str, Field(pattern=DOMAIN, max_length=200)]
     secret: Annotated[str, Field(min_length=1, repr=False)]
-    expires_after: Annotated[Duration, AfterValidator(_not_short)] = timedelta(days=1)
+    expires_after: Annotated[Duration, AfterValidator(_usable)] = timedelta(days=1)
 
 
 def host_label(ip: str, expires: datetime, salt: bytes, secret: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,11 +17,16 @@ import trio
 import trio_websocket
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message
+from trio.testing import MockClock
 
 from plugins.livelog.events import LONGEST_LINE, Lines
 from plugins.livelog.ranges import Part, Wanted, parse_range, part_of
+from plugins.livelog.sockets import CLOSE_LIMIT, show_log
 from plugins.livelog.viewers import Viewers
+from worker.logfile import LogFile
 from worker.ports import Ports
+from worker.serving import PeerGone
 from worker.tasklog import TaskLog, open_tasklog
 from worker.viewer import LogView, Viewer
 from worker.webhooks import WebhooksConfig, open_webhooks
@@ -232,15 +238,57 @@ async def test_a_websocket_is_told_when_the_log_is_no_longer_served(tmp_path: Pa
             assert await read_all(socket) == (b"", 1001)
 
 
-async def test_a_websocket_is_told_when_it_was_too_slow(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ended", "code"), [(True, 4008), (False, 1001)])
+async def test_a_websocket_that_lags_is_told_why_the_rest_does_not_follow(
+    tmp_path: Path, ended: bool, code: int
+) -> None:
     async with world(tmp_path) as here, here.socket() as socket:
-        await here.log.write(b"x")
-        assert await socket.get_message() == b"x"
-        # While the next piece is gathered, the log ends and is withdrawn.
-        await here.log.write(b"y")
+        await flood(here.log)
+        await trio.testing.wait_all_tasks_blocked(0.05)  # nothing more goes into the buffers
+        if ended:
+            await here.log.close()
         here.detaching.set()
-        await here.log.close()
-        assert await read_all(socket) == (b"", 4008)
+        got, told = await read_all(socket)
+        assert 0 < len(got) < here.log.file.size
+        assert told == code
+
+
+@pytest.mark.parametrize(
+    ("takes", "seconds", "told"), [(CLOSE_LIMIT / 2, CLOSE_LIMIT / 2, [1001]), (math.inf, CLOSE_LIMIT, [])]
+)
+async def test_a_frame_under_way_may_end_but_holds_up_nobody(
+    takes: float, seconds: float, told: list[int], autojump_clock: MockClock
+) -> None:
+    """A viewer who takes a frame in `takes` seconds from the cancellation on."""
+    file = LogFile(Ports(), Path("unused"), -1)
+    file.append(b"some")
+    opening: list[Message] = [{"type": "websocket.connect"}]
+    codes: list[int] = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "websocket.send":
+            await trio.sleep(1 + takes)
+        elif message["type"] == "websocket.close":
+            if takes == math.inf:
+                raise PeerGone  # as a server does that was cancelled while it sent
+            codes.append(message["code"])
+
+    async def receive() -> Message:
+        if opening:
+            return opening.pop()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    with suppress(ExceptionGroup), trio.move_on_after(1):
+        await show_log(file, 0, receive, send)
+    assert codes == told
+    assert trio.current_time() == 1 + seconds
+
+
+async def flood(log: TaskLog) -> None:
+    """More than fits into the buffers on the way."""
+    for _ in range(400):
+        await log.write(b"x" * 65536)
 
 
 async def test_what_a_viewer_sends_is_ignored(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import ssl
 import struct
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from worker.ports import Ports
-from worker.serving import ServingLimits
+from worker.serving import ServingLimits, TlsConfig
+from worker.testing.certificates import trusting
 from worker.webhooks import WebhooksConfig, open_webhooks
 
 SECONDS = 20.0  # a limit against hanging tests, far above what anything here takes
@@ -41,6 +43,7 @@ class Until:
 
 
 Step = bytes | Do | Until
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True) -> bytes:
@@ -131,7 +134,7 @@ class Application:
 class Viewers:
     """One reads a stream and one a websocket, and each compares what it gets with what was sent."""
 
-    def __init__(self, app: Application, stream: trio.SocketStream, websocket: WebSocketConnection) -> None:
+    def __init__(self, app: Application, stream: Stream, websocket: WebSocketConnection) -> None:
         self._app = app
         self._stream = stream
         self._websocket = websocket
@@ -180,11 +183,13 @@ class World:
     port: int
     path: str
     viewers: Viewers
+    tls: ssl.SSLContext | None
 
     async def check_alive(self) -> None:
         """A fresh request is answered."""
-        async with httpx.AsyncClient(trust_env=False) as client:
-            answer = await client.get(f"http://{self.host}:{self.port}{self.path}")
+        scheme = "http" if self.tls is None else "https"
+        async with httpx.AsyncClient(trust_env=False, verify=self.tls or True) as client:
+            answer = await client.get(f"{scheme}://{self.host}:{self.port}{self.path}")
             assert (answer.status_code, answer.text) == (200, "hello")
 
     async def wait_stuck(self) -> None:
@@ -197,14 +202,14 @@ class World:
             await self.check_alive()
             await trio.testing.wait_all_tasks_blocked(0.01)
 
-    async def connect(self) -> trio.SocketStream:
+    async def connect(self) -> Stream:
         """A connection that takes little beyond what is read of it."""
         connection = trio.socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await connection.connect((self.host, self.port))
-        return trio.SocketStream(connection)
+        return await _secured(trio.SocketStream(connection), self.host, self.tls)
 
-    async def play(self, stream: trio.SocketStream, script: Sequence[Step]) -> bytes:
+    async def play(self, stream: Stream, script: Sequence[Step]) -> bytes:
         """Do as the script says. Returns what was received, also where the server breaks off."""
         received = bytearray()
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -216,21 +221,34 @@ class World:
                         while text not in received:
                             received += await stream.receive_some()
                     case Do.READ:
-                        async for chunk in stream:
+                        while chunk := await stream.receive_some():
                             received += chunk
                     case Do.FIN:
-                        await stream.send_eof()
+                        await _socket_of(stream).send_eof()
                     case Do.RST:
-                        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                        await stream.aclose()
+                        _socket_of(stream).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        await _socket_of(stream).aclose()
         return bytes(received)
 
 
+async def _secured(stream: trio.SocketStream, host: str, tls: ssl.SSLContext | None) -> Stream:
+    if tls is None:
+        return stream
+    secured = trio.SSLStream(stream, tls, server_hostname=host)
+    await secured.do_handshake()
+    return secured
+
+
+def _socket_of(stream: Stream) -> trio.SocketStream:
+    return stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+
+
 @asynccontextmanager
-async def opened(**limits: object) -> AsyncGenerator[World, None]:
+async def opened(tls: TlsConfig | None = None, **limits: object) -> AsyncGenerator[World, None]:
     """A server with its viewers. When the block ends, it is stopped with these still there, and in time."""
     app = Application()
-    config = WebhooksConfig(limits=ServingLimits.model_validate(limits), access_log=False)
+    config = WebhooksConfig(limits=ServingLimits.model_validate(limits), tls=tls)
+    context = None if tls is None else trusting(tls)
     ended = trio.Event()
 
     async def run_server(*, task_status: trio.TaskStatus[tuple[str, trio.CancelScope]]) -> None:
@@ -245,12 +263,16 @@ async def opened(**limits: object) -> AsyncGenerator[World, None]:
             url, scope = await nursery.start(run_server)
             parsed = httpx.URL(url)
             async with (
-                await trio.open_tcp_stream(parsed.host, parsed.port or 80) as stream,
-                await trio.open_tcp_stream(parsed.host, parsed.port or 80) as other,
+                await _secured(
+                    await trio.open_tcp_stream(parsed.host, parsed.port or 0), parsed.host, context
+                ) as stream,
+                await _secured(
+                    await trio.open_tcp_stream(parsed.host, parsed.port or 0), parsed.host, context
+                ) as other,
             ):
                 # Of a stream that is its own it would not close the socket when the server breaks off.
                 websocket = await wrap_client_stream(nursery, other, "x", f"{parsed.path}blocks")
-                world = World(parsed.host, parsed.port or 80, parsed.path, Viewers(app, stream, websocket))
+                world = World(parsed.host, parsed.port or 0, parsed.path, Viewers(app, stream, websocket), context)
                 await world.viewers.begin(f"{parsed.path}blocks")
                 await world.viewers.look()
                 yield world

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
@@ -14,6 +14,7 @@ import trio_websocket
 from starlette.types import Message, Receive, Scope, Send
 
 from worker.ports import Ports
+from worker.serving import PeerGone
 from worker.webhooks import Webhooks, WebhooksConfig, open_webhooks
 from worker.webhooks.access import BURST, RATE, AccessLog
 
@@ -86,6 +87,10 @@ async def test_no_secret_is_in_any_log(caplog: pytest.LogCaptureFixture, capfd: 
         async with webhooks.attach(handler) as url:
             secrets.append(secret_of(url))
             await exchange(url, f"GET {url}bug?swordfish HTTP/1.1")
+            await exchange(url, f"GET {url}{secrets[1]}/bug HTTP/1.1\r\nConnection: close")
+            async with webhooks.attach(handler) as other:
+                secrets.append(secret_of(other))
+                await exchange(url, f"GET {url}events/%41{secrets[2]} HTTP/1.1\r\nConnection: close")
         await client.get(url)
         await client.get(f"{url[: url.index('/', 8)]}/swordfish/swordfish?swordfish")
         for line in (f"GET {url} HTTP/1.1", f"G\x01T {url}", f"GET {url} HTTP/7.1", f"CONNECT {secrets[1]}:1 HTTP/1.1"):
@@ -115,6 +120,25 @@ async def test_an_answer_that_was_broken_off_is_told(caplog: pytest.LogCaptureFi
     async with opened() as (webhooks, _), webhooks.attach(handler) as url:
         await exchange(url, f"GET {url}bug HTTP/1.1")
     assert "200 3 bytes, broken off" in lines(caplog)[0]
+
+
+@pytest.mark.parametrize("error", [PeerGone(), ExceptionGroup("of a nursery", [PeerGone()])])
+async def test_who_goes_before_the_answer_has_no_status(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    async def sends(scope: Scope, receive: Receive, send: Send) -> None:
+        raise error
+
+    with suppress(PeerGone, ExceptionGroup):
+        await ask(AccessLog(sends, shown))
+    assert "GET / - 0 bytes, broken off" in lines(caplog)[0]
+
+
+async def test_a_bug_before_the_answer_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("a bug")
+
+    async with opened() as (webhooks, client), webhooks.attach(fails) as url:
+        assert (await client.get(url)).status_code == 500
+    assert "500 0 bytes, broken off" in lines(caplog)[0]
 
 
 async def test_it_can_be_off(caplog: pytest.LogCaptureFixture) -> None:

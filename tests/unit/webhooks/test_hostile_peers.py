@@ -6,13 +6,17 @@ server stops in time.
 
 from __future__ import annotations
 
+import logging
 import struct
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import trio
 from hostile_world import Do, Step, Until, count_tasks, frame, opened
+
+from worker.testing.certificates import write_certificate
 
 # Short, since many peers are dealt with by waiting; yet long enough for viewers on a machine with much to do.
 LIMITS = {
@@ -41,6 +45,7 @@ def head(line: bytes) -> bytes:
     return line + b"\r\nHost: x\r\n\r\n"
 
 
+GUESSES = get(b"/guess") * 400
 CHUNKED = b"Transfer-Encoding: chunked"
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
 VERSION = b"Sec-WebSocket-Version: 13"
@@ -155,6 +160,7 @@ HTTP = {
     "RST in the middle of a flood": Peer([get(b"{path}flood"), Until(b"xxx"), RST]),
     "a flood that is not read": Peer([get(b"{path}flood")], reads=False),
     "answers that are not read": Peer([get() * 100_000], reads=False),
+    "answers to guesses that are not read": Peer([GUESSES], reads=False),
     "secrets that are guessed": Peer([get(b"/guess/"), FIN], status(404)),
 }
 
@@ -244,26 +250,7 @@ def test_there_are_enough_of_them() -> None:
     assert len(PEERS) >= 60
 
 
-@pytest.mark.parametrize("name", PEERS)
-async def test_a_peer_touches_nobody_but_itself(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    peer = PEERS[name]
-    async with opened(**LIMITS) as world:
-        tasks = count_tasks()
-        stream = await world.connect()
-        async with stream, trio.open_nursery() as nursery:
-            nursery.start_soon(world.viewers.keep_looking)
-            script = [*peer.script, READ] if peer.reads else peer.script
-            received = await world.play(stream, script)
-            await world.check_alive()
-            world.viewers.stop()
-            if not peer.reads:
-                await world.wait_gone(tasks + 1)  # and the one that looks
-        assert peer.gets in received
-        await world.wait_gone(tasks)
-        assert world.viewers.rounds > 1
-    assert not caplog.records  # nor does it fill the log
-
-
+# By waiting, by reading nothing, and each other way to end: these are where TLS makes a difference.
 STUCK = [name for name, peer in PEERS.items() if not peer.reads] + [
     "http: nothing, then silence",
     "http: half a head, then silence",
@@ -272,12 +259,53 @@ STUCK = [name for name, peer in PEERS.items() if not peer.reads] + [
     "ws: half a frame, then silence",
     "ws: many frames before the answer",
 ]
+WITH_TLS = [
+    *STUCK,
+    "http: binary garbage",
+    "http: body that is larger and larger",
+    "http: RST in the middle of a flood",
+    "ws: bytes that are no frame",
+    "ws: message that goes on when it is too large",
+    "ws: close, then data",
+    "ws: FIN",
+    "ws: RST",
+]
+CASES = [pytest.param(name, False, id=name) for name in PEERS] + [
+    pytest.param(name, True, id=f"{name}, by TLS") for name in WITH_TLS
+]
+STUCK_CASES = [case for case in CASES if case.values[0] in STUCK]
 
 
-@pytest.mark.parametrize("name", STUCK)
-async def test_nobody_holds_up_the_end(name: str) -> None:
+@pytest.mark.parametrize(("name", "by_tls"), CASES)
+async def test_a_peer_touches_nobody_but_itself(
+    name: str, by_tls: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "worker.access")
+    peer = PEERS[name]
+    async with opened(write_certificate(tmp_path) if by_tls else None, **LIMITS) as world:
+        tasks = count_tasks()
+        stream = await world.connect()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.viewers.keep_looking)
+            script = [*peer.script, READ] if peer.reads else peer.script
+            received = await world.play(stream, script)
+            await world.check_alive()
+            world.viewers.stop()
+            if not peer.reads:
+                await world.wait_gone(tasks + 1)  # and the one that looks
+        await trio.aclose_forcefully(stream)
+        assert peer.gets in received
+        await world.wait_gone(tasks)
+        assert world.viewers.rounds > 1
+    # Nor does it fill the log.
+    assert {record.name for record in caplog.records} <= {"worker.access"}
+    assert len(caplog.records) < 1500
+
+
+@pytest.mark.parametrize(("name", "by_tls"), STUCK_CASES)
+async def test_nobody_holds_up_the_end(name: str, by_tls: bool, tmp_path: Path) -> None:
     """`opened` says how long it may take."""
-    async with opened() as world:
+    async with opened(write_certificate(tmp_path) if by_tls else None) as world:
         stream = await world.connect()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.play, stream, PEERS[name].script)
@@ -295,3 +323,14 @@ async def test_idle_sockets_hold_up_neither_viewers_nor_the_end(sockets: int) ->
         await world.viewers.look()
         await world.check_alive()
         await world.viewers.look()
+
+
+async def test_peers_without_a_secret_that_do_not_read_keep_nobody_out() -> None:
+    """As many as there are places beside the viewers', each with requests that can be answered at once."""
+    places = 20
+    async with opened(connections=places + 2) as world, AsyncExitStack() as peers:
+        for _ in range(places):
+            peer = await peers.enter_async_context(await world.connect())
+            await peer.send_all(GUESSES)
+        await world.wait_stuck()
+        await world.check_alive()

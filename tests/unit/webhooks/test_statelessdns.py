@@ -8,9 +8,11 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import pytest
 import trio
+from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
 from worker.ports import Ports
 from worker.webhooks import Webhooks, WebhooksConfig, open_webhooks
@@ -117,9 +119,9 @@ async def test_the_server_answers_by_its_name() -> None:
             assert answer.status_code == 204
 
 
-async def test_it_ends_with_its_nursery() -> None:
-    config = StatelessDnsConfig(ip="127.0.0.1", domain="example.com", secret=SECRET)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(StatelessDns(Ports(), config, str).run, Webhooks(Ports()))
-        await wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
+@pytest.mark.parametrize("duration", ["1 minute", "367 days", "99999999 days"])
+def test_names_are_good_for_a_while_and_not_for_ever(duration: str) -> None:
+    with pytest.raises(ValidationError, match="2 minutes at least and 366 days at most"):
+        StatelessDnsConfig.model_validate(
+            {"ip": "127.0.0.1", "domain": "example.com", "secret": SECRET, "expiresAfter": duration}
+        )

@@ -79,12 +79,12 @@ async def test_a_tunnel_that_was_cut_comes_back_under_the_same_url(by: str) -> N
         assert await world.readiness() == "ok"
 
 
-async def test_readiness_says_why_there_is_no_tunnel(told: Told) -> None:
+async def test_readiness_says_that_there_is_no_tunnel_and_the_log_why(told: Told) -> None:
     async with open_world() as world:
         world.server.refusals = [503] * 1000
         world.link.cut()
         await told.wait_for("it answered 503; it is tried again")
-        assert await world.readiness() == "it answered 503; it is tried again"
+        assert await world.readiness() == "no tunnel"
         told.messages.clear()
         world.server.refusals = []
         await told.wait_for("connected")
@@ -189,10 +189,9 @@ async def test_a_worker_that_is_refused_later_goes_on_without_a_tunnel(
         assert len(server.tokens) == attempts
         async with httpx.AsyncClient(transport=httpx.ASGITransport(webhooks)) as client:
             answer = await client.get("http://x/readyz")
-        assert answer.status_code == 503
-        assert answer.text.startswith(f"it answered {refusals[0]}; ch")
+        assert (answer.status_code, answer.text) == (503, "no tunnel\n")
         assert told.messages[-1].startswith("ERROR")
-        assert told.messages[-1].endswith(answer.text.strip())
+        assert f"it answered {refusals[0]}; ch" in told.messages[-1]
 
 
 async def test_no_token_is_in_any_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,13 +12,15 @@ import pytest
 import trio
 import trio_websocket
 from pydantic import ValidationError
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from worker.errors import FatalWorkerFault
 from worker.ports import Ports
 from worker.serving import listen, port_of
 from worker.testing.certificates import trusting, write_certificate
 from worker.webhooks import Webhooks, WebhooksConfig, open_webhooks
+from worker.webhooks.server import DETACH_LIMIT
 
 
 @asynccontextmanager
@@ -200,6 +202,47 @@ async def test_a_viewer_sees_that_an_answer_was_broken_off() -> None:
             await handler.entered.wait()
         answer = await rest_of(viewer)
         assert answer.endswith(b"begin\r\n")  # and not with the empty chunk that ends an answer
+
+
+@pytest.mark.parametrize("headers", [b"", HANDSHAKE])
+async def test_who_has_no_answer_yet_when_its_handler_is_detached_is_told_that_it_is_gone(
+    headers: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "worker.access")
+    entered = trio.Event()
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        entered.set()
+        await trio.sleep_forever()
+
+    async with opened() as (webhooks, _):
+        async with webhooks.attach(waits) as url:
+            viewer = await ask(url, headers)
+            await entered.wait()
+        assert (await rest_of(viewer)).startswith(b"HTTP/1.1 404")
+    assert " 404 " in caplog.text
+
+
+async def test_detaching_does_not_wait_for_ever(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    async def clings(scope: Scope, receive: Receive, send: Send) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(2 * DETACH_LIMIT)
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    webhooks = Webhooks(Ports(), access_log=False)
+    async with trio.open_nursery() as nursery:
+        async with webhooks.attach(clings) as url:
+            scope: Scope = {"type": "http", "raw_path": url.encode(), "path": url}
+            nursery.start_soon(webhooks, scope, receive, send)
+            await wait_all_tasks_blocked()
+        assert trio.current_time() == DETACH_LIMIT
+        assert "goes on 5 seconds after" in caplog.text
+        nursery.cancel_scope.cancel()
 
 
 async def test_detaching_under_cancellation_waits_for_handlers_too() -> None:
