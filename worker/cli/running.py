@@ -19,6 +19,7 @@ from worker.config import Config
 from worker.embedded import EmbeddedQueue, open_embedded_queue
 from worker.ports import Ports
 from worker.queue.credentials import Credentials
+from worker.serving import ServingLimits
 from worker.supervisor import Supervisor, run_worker, stop_on_signals
 from worker.webhooks import WebhooksConfig
 
@@ -52,7 +53,8 @@ def joined(config: Config, queue: EmbeddedQueue, **worker: object) -> Config:
 
     Unless it says otherwise, no disk space need be free, since this is somebody's own machine, and cancelled tasks are
     looked for every second, since this is somebody's own queue. Its web server is for this machine alone: a tunnel
-    would not take this queue's tokens, and the config's port may be in use by a worker that runs.
+    would not take this queue's tokens, and the config's port may be in use by a worker that runs. And it leaves most
+    connections to the queue, whose server is in the same process.
     """
     given = config.worker.model_fields_set
     if "minimum_disk_space" not in given:
@@ -61,7 +63,7 @@ def joined(config: Config, queue: EmbeddedQueue, **worker: object) -> Config:
         worker.setdefault("cancel_poll_interval", timedelta(seconds=1))
     credentials = Credentials(queue.credentials.client_id, queue.credentials.access_token)
     own = config.worker.model_copy(update=worker)
-    webhooks = WebhooksConfig()
+    webhooks = WebhooksConfig(limits=ServingLimits(connections=200))
     return dataclasses.replace(config, root_url=queue.root_url, credentials=credentials, worker=own, webhooks=webhooks)
 
 
