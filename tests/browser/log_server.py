@@ -28,7 +28,7 @@ STREAMING = (b"x-streaming", b"true")
 class LogServer:
     """An ASGI application: `/log/` is the log, `/artifact` leads to it while it is live, and then is the stored one.
 
-    `asked` are the offsets that were asked for by websocket and by GET, in their order. Without `offsets` a GET brings
+    To ask for `/end` ends the log; the answer comes when a websocket was sent all of it and the close code. `asked` are the offsets that were asked for by websocket and by GET, in their order. Without `offsets` a GET brings
     the whole log, as from a server that does not know them.
     """
 
@@ -43,6 +43,7 @@ class LogServer:
         self.offsets = offsets
         self.asked: list[tuple[str, int]] = []
         self.close_code = 1000
+        self._closed = trio.Event()
         self.url = ""
         self._changed = trio.Event()
         self._view = LogView(viewer, title="The log of a test", artifact="/artifact" if artifact else None)
@@ -73,6 +74,10 @@ class LogServer:
         offset = int(parse_qs(scope["query_string"].decode()).get("offset", ["0"])[0])
         if path.startswith("/log/view"):
             await self._view({**scope, "path": path.removeprefix("/log")}, receive, send)
+        elif path == "/end":
+            self.end()
+            await self._closed.wait()
+            await _answer(send, 200, b"")
         elif path == "/artifact":
             await self._artifact(send)
         elif path == "/log/times" and self.live:
@@ -104,6 +109,7 @@ class LogServer:
             async for piece in pieces:
                 await send({"type": "websocket.send", "bytes": piece})
         await send({"type": "websocket.close", "code": self.close_code if self.ended else 1001})
+        self._closed.set()
 
     async def _stream(self, offset: int, send: Send) -> None:
         headers = [*HEADERS, STREAMING]

@@ -60,6 +60,21 @@ async def test_a_log_that_goes_on_after_a_cut_in_silence(page: Page, tmp_path: P
         await assert_whole(page, log, tmp_path)
 
 
+async def test_a_network_that_comes_back_while_the_end_is_under_way(page: Page, tmp_path: Path) -> None:
+    async with viewing(page, b"begun\n") as (log, _):
+        await lines(page, 1)
+        # The page is busy until the rest has come to the browser, and hears of the network before it.
+        log.content += b"rest\n" * 400
+        await page.evaluate("""(() => {
+            const request = new XMLHttpRequest();
+            request.open("GET", "/end", false);
+            request.send();
+            dispatchEvent(new Event("online"));
+        })()""")
+        await status(page, "ended")
+        await assert_whole(page, log, tmp_path)
+
+
 @pytest.mark.parametrize("close_code", [1001, 4008])
 async def test_the_rest_is_in_the_stored_log(page: Page, close_code: int, tmp_path: Path) -> None:
     """The worker stops, or the viewer was too slow: between the live and the stored log there is a time without."""

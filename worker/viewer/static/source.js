@@ -17,6 +17,7 @@ const MISSING = "missing"; // nothing is there, yet or any more
 // Close codes of the live log's websocket.
 const CLOSED_ENDED = 1000;
 const CLOSED_DETACHED = 1001;
+const CLOSED_ABNORMALLY = 1006;
 const CLOSED_TOO_SLOW = 4008;
 
 /** There is nothing more to come, for a reason that the reader should know. */
@@ -132,9 +133,14 @@ export class Source {
       return null; // forbidden, as on a page of https to a log of http
     }
     socket.binaryType = "arraybuffer";
-    this.#hurry = () => socket.close();
     const closed = await new Promise((resolve) => {
       let opened = false;
+      this.#hurry = () => {
+        // What still comes is dropped from here on, so that a code which comes with it would not be true.
+        socket.onmessage = socket.onclose = null;
+        socket.close();
+        resolve(CLOSED_ABNORMALLY);
+      };
       socket.onopen = () => {
         opened = true;
         this.#tell("live", "");
