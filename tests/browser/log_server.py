@@ -65,6 +65,11 @@ class LogServer:
         self.live = False
         self._change()
 
+    async def wait_asked(self, count: int) -> None:
+        """Return when it was asked for `count` times."""
+        while len(self.asked) < count:
+            await self._changed.wait()
+
     def _change(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
@@ -89,6 +94,7 @@ class LogServer:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
                 self.asked.append((scope["type"], offset))
+                self._change()
                 await (self._socket if scope["type"] == "websocket" else self._stream)(offset, send)
                 nursery.cancel_scope.cancel()
 

@@ -75,6 +75,22 @@ async def test_a_network_that_comes_back_while_the_end_is_under_way(page: Page, 
         await assert_whole(page, log, tmp_path)
 
 
+async def test_a_silent_log_whose_answers_end_again_and_again(page: Page, tmp_path: Path) -> None:
+    """By a stream, as through a tunnel that breaks: the queue says that the task still runs."""
+    async with viewing(page, b"begun\n", artifact=True, websockets=False) as (log, _):
+        await lines(page, 1)
+        log.end()
+        # With what was new, without, and as the queue has led to it.
+        await log.wait_asked(3)
+        log.ended = False
+        log.write(b"not silent\n")
+        await in_sight(page, 2)
+        log.detach()
+        log.end()
+        await status(page, "ended")
+        await assert_whole(page, log, tmp_path)
+
+
 @pytest.mark.parametrize("close_code", [1001, 4008])
 async def test_the_rest_is_in_the_stored_log(page: Page, close_code: int, tmp_path: Path) -> None:
     """The worker stops, or the viewer was too slow: between the live and the stored log there is a time without."""

@@ -93,6 +93,10 @@ export class Source {
       return LOST;
     }
     if (this.#artifact === null) throw new CutOff("the worker serves this log no longer");
+    return this.#askQueue();
+  }
+
+  #askQueue() {
     this.#live = null;
     return MISSING;
   }
@@ -167,12 +171,14 @@ export class Source {
 
   /**
    * A live answer may end as if it were whole where something on the way has broken, such as a tunnel: the log has ended
-   * when an answer brings no more of it. A server that does not say where its answer begins knows no offsets.
+   * when an answer brings no more of it; the queue, where it is known, says so better, since a log may just be silent. A
+   * server that does not say where its answer begins knows no offsets.
    */
   async #takeLive(response) {
     const before = this.#store.size;
     const missing = await this.#take(response, before - Number(response.headers.get("X-Offset")), "live");
-    return missing || this.#store.size > before ? LOST : ENDED;
+    if (missing || this.#store.size > before) return LOST;
+    return this.#artifact === null ? ENDED : this.#askQueue();
   }
 
   /** Read an answer to its end, but for the `skipped` bytes at its beginning; how many of these were missing. */
