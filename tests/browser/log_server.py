@@ -29,11 +29,11 @@ class LogServer:
     """An ASGI application: `/log/` is the log, `/artifact` leads to it while it is live, and then is the stored one.
 
     To ask for `/end` ends the log; the answer comes when a websocket was sent all of it and the close code. `asked` are the offsets that were asked for by websocket and by GET, in their order. Without `offsets` a GET brings
-    the whole log, as from a server that does not know them.
+    the whole log, as from a server that does not know them. `artifact` is the URL of the page's artifact.
     """
 
     def __init__(
-        self, viewer: Viewer, *, artifact: bool = False, websockets: bool = True, offsets: bool = True
+        self, viewer: Viewer, *, artifact: str | None = None, websockets: bool = True, offsets: bool = True
     ) -> None:
         self.content = bytearray()
         self.times: list[tuple[int, int]] = []
@@ -46,7 +46,7 @@ class LogServer:
         self._closed = trio.Event()
         self.url = ""
         self._changed = trio.Event()
-        self._view = LogView(viewer, title="The log of a test", artifact="/artifact" if artifact else None)
+        self._view = LogView(viewer, title="The log of a test", artifact=artifact)
 
     def write(self, data: bytes, time: int | None = None) -> None:
         """Append to the log; `time` is in milliseconds since 1970."""

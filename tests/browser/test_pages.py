@@ -260,6 +260,26 @@ async def test_a_log_from_the_worker_to_the_store(page: Page, tmp_path: Path) ->
         await in_sight(page, 2001)
 
 
+async def test_the_workers_page_of_a_log_goes_on_in_what_the_queue_has_stored(page: Page, tmp_path: Path) -> None:
+    """The page and the queue are at two origins."""
+    async with world() as here:
+        await here.create()
+        run = await here.claim()
+        path = f"/api/queue/v1/task/{run.task_id}/runs/0/artifacts/public%2Flogs%2Flive.log"
+        log = LogServer(Viewer(), artifact=here.embedded.root_url + path)
+        log.write(b"live\n")
+        async with serve_log(log):
+            await page.goto(f"{log.url}log/view")
+            await in_sight(page, 1)
+            log.detach()
+            await status(page, "reconnecting")
+            log.write(b"and stored\n")
+            await here.upload(run, "public/logs/live.log", bytes(log.content))
+            await status(page, "ended")
+            received = await page.download("#save", tmp_path)
+            assert received == log.content
+
+
 async def test_pages_by_ear_and_by_keyboard(page: Page) -> None:
     async with world() as here:
         await here.create("one")

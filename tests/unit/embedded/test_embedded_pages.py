@@ -337,6 +337,32 @@ async def test_the_page_of_a_log(
             assert (await browser.get(f"/tasks/{task_id}/runs/0/log", token="")).status_code == 403
 
 
+async def test_pages_of_others_may_read_what_the_api_tells_anybody_and_no_more(autojump_clock: MockClock) -> None:
+    async with browsing() as (api, browser):
+        task_id = await api.create()
+        await api.claim()
+        for name in ("public/a", "private/b"):
+            body = {"storageType": "reference", "url": "https://e/", "contentType": "a/b", "expires": soon(api)}
+            await api.call("Queue", "createArtifact", task_id, 0, name, body)
+        artifact = f"/api/queue/v1/task/{task_id}/runs/0/artifacts"
+        paths = {
+            f"{artifact}/public%2Fa": 303,
+            f"{artifact}/public%2Fnothing": 404,
+            f"{artifact}/private%2Fb": 403,
+            artifact: 403,
+            f"/api/queue/v1/task/{task_id}": 403,
+            f"/api/queue/v1/task/{task_id}/status": 403,
+            "/api/nothing": 404,
+            "/": 200,
+            f"/tasks/{task_id}": 200,
+        }
+        for path, status in paths.items():
+            answer = await browser.api.send("GET", ROOT_URL + path)
+            assert answer.status_code == status
+            readable = answer.headers.get("access-control-allow-origin") == "*"
+            assert readable == path.startswith("/api/")
+
+
 async def test_pages_and_their_files_are_told_apart(autojump_clock: MockClock) -> None:
     async with browsing() as (api, browser):
         page = await browser.get("/")
