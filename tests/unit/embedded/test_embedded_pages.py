@@ -13,10 +13,15 @@ import httpx
 import pytest
 import trio
 from embedded_world import ROOT_URL, Api, virtual_queue
+from starlette.requests import Request
+from starlette.responses import Response
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from worker.embedded.app import Application
 from worker.embedded.page_markup import Markup, tag
+from worker.embedded.routing import Router
 from worker.embedded.times import to_wire
+from worker.ports import Ports
 
 FORM = "application/x-www-form-urlencoded"
 Headers: TypeAlias = Mapping[str, str]
@@ -189,6 +194,7 @@ FOREIGN: list[tuple[dict[str, str], dict[str, str], int]] = [
     ({}, {"token": "0" * 64}, 403),
     ({"Origin": "https://evil.example"}, {}, 403),
     ({"Origin": "null"}, {}, 403),
+    ({"Origin": "http://["}, {}, 403),
     ({"Origin": "http://queue.test:81"}, {}, 403),
     ({"Sec-Fetch-Site": "cross-site"}, {}, 403),
     ({"Sec-Fetch-Site": "same-site"}, {}, 403),
@@ -230,6 +236,9 @@ async def test_a_form_that_is_none(autojump_clock: MockClock) -> None:
         ("queue.test.evil.example", 421),
         ("127.0.0.1.evil.example", 421),
         ("", 421),
+        ("[", 421),
+        ("[::1", 421),
+        ("queue.test]", 421),
     ],
 )
 async def test_a_name_that_others_have_pointed_here_shows_nothing(
@@ -241,6 +250,25 @@ async def test_a_name_that_others_have_pointed_here_shows_nothing(
             answer = await browser.get(path, {"Host": host})
             assert answer.status_code == status
             assert (task_id in answer.text) == (status == 200 and path != "/submit")
+
+
+async def test_a_host_that_is_none_signs_nothing(autojump_clock: MockClock) -> None:
+    async with browsing() as (_, browser):
+        answer = await browser.api.send("GET", f"{ROOT_URL}/api/queue/v1/ping", b"", Host="[")
+        assert (answer.status_code, answer.json()["code"]) == (401, "AuthenticationFailed")
+
+
+async def test_an_error_of_ours_ends_one_answer_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_request: Request) -> Response:
+        raise RuntimeError("details")
+
+    app = Application(Ports(), Router([]), dict, broken)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app)) as client:
+        answer = await client.get(f"{ROOT_URL}/tasks/x?token=secret")
+    assert answer.status_code == 500
+    assert "details" not in answer.text
+    assert "GET /tasks/x failed" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_a_browser_that_waits_is_told_of_changes(autojump_clock: MockClock) -> None:
