@@ -154,9 +154,9 @@ class Page:
         status = 400 if problems else 200
         return self._html(visitor, "Submit a task", submit_view(text, problems, visitor), status=status)
 
-    async def _submit(self, request: Request, _visitor: Visitor, _params: Mapping[str, str]) -> Response:
+    async def _submit(self, request: Request, visitor: Visitor, _params: Mapping[str, str]) -> Response:
+        self._guard.check_action(request, visitor)
         form = await _read_form(request)
-        visitor = self._guard.check_action(request, form.get(TOKEN, ""))
         text = form.get("task", "").replace("\r\n", "\n")
         queue = await self._store.transact(page_data.task_queue)
         task_id = self._ports.slug()
@@ -169,9 +169,8 @@ class Page:
             return self._filled(visitor, text, [Problem("", error.message)])
         return RedirectResponse(visitor.url(f"/tasks/{task_id}"), 303)
 
-    async def _cancel(self, request: Request, _visitor: Visitor, params: Mapping[str, str]) -> Response:
-        form = await _read_form(request)
-        visitor = self._guard.check_action(request, form.get(TOKEN, ""))
+    async def _cancel(self, request: Request, visitor: Visitor, params: Mapping[str, str]) -> Response:
+        self._guard.check_action(request, visitor)
         await self._act(request, "cancelTask", params, None)
         return RedirectResponse(visitor.url(f"/tasks/{params['taskId']}"), 303)
 

@@ -41,11 +41,14 @@ class Browser:
         url = f"{path}{'&' if '?' in path else '?'}token={self.token if token is None else token}"
         return await self.api.send("GET", ROOT_URL + url, b"", **headers)
 
-    async def post(self, path: str, headers: Headers = NONE, /, **fields: str) -> httpx.Response:
+    async def post(
+        self, path: str, headers: Headers = NONE, /, *, token: str | None = None, **fields: str
+    ) -> httpx.Response:
         """Send a form, as a browser does from a page of this queue."""
-        body = urlencode({"token": self.token, **fields}).encode()
+        body = urlencode(fields).encode()
         sent = {"Content-Type": FORM, "Origin": ROOT_URL, "Sec-Fetch-Site": "same-origin", **headers}
-        return await self.api.send("POST", ROOT_URL + path, body, **sent)
+        url = f"{ROOT_URL}{path}?token={self.token if token is None else token}"
+        return await self.api.send("POST", url, body, **sent)
 
 
 @asynccontextmanager
@@ -185,7 +188,11 @@ async def test_cancelling(autojump_clock: MockClock) -> None:
         page = (await browser.get(f"/tasks/{task_id}")).text
         assert "Run 0: exception (canceled)" in page
         assert "/cancel" not in page
-        assert (await browser.post(f"/tasks/{api.ports.slug()}/cancel")).status_code == 404
+        failed = await browser.post(f"/tasks/{api.ports.slug()}/cancel")
+        assert failed.status_code == 404
+        # Who has the token keeps it.
+        assert f'href="/?token={browser.token}"' in failed.text
+        assert "open the URL with the token" not in failed.text
         assert (await browser.get(f"/tasks/{task_id}/cancel")).status_code == 405
 
 
@@ -218,7 +225,7 @@ async def test_forms_of_others_change_nothing(
 async def test_a_form_that_is_none(autojump_clock: MockClock) -> None:
     async with browsing() as (api, browser):
         assert (await browser.post("/submit", NONE, **{f"f{n}": "" for n in range(20)})).status_code == 400
-        answer = await browser.api.send("POST", f"{ROOT_URL}/submit", b"\xff\xfe=%ff")
+        answer = await browser.api.send("POST", f"{ROOT_URL}/submit?token={browser.token}", b"\xff\xfe=%ff")
         assert answer.status_code == 400
         assert await count(api) == 0
 
@@ -409,4 +416,4 @@ async def test_pages_and_their_files_are_told_apart(autojump_clock: MockClock) -
 def test_text_is_never_markup() -> None:
     made = tag("a", "<b>", tag("i", "&"), Markup("<hr>"), href='"><script>', hidden=True, title=False, aria_label="'")
     assert made == '<a href="&quot;&gt;&lt;script&gt;" hidden aria-label="&#x27;">&lt;b&gt;<i>&amp;</i><hr></a>'
-    assert tag("input", name="class", class_="x") == '<input name="class" class="x">'
+    assert tag("p", name="class", class_="x") == '<p name="class" class="x"></p>'
