@@ -28,7 +28,9 @@ STREAMING = (b"x-streaming", b"true")
 class LogServer:
     """An ASGI application: `/log/` is the log, `/artifact` leads to it while it is live, and then is the stored one.
 
-    To ask for `/end` ends the log; the answer comes when a websocket was sent all of it and the close code. `asked` are the offsets that were asked for by websocket and by GET, in their order. Without `offsets` a GET brings
+    To ask for `/end` ends the log; the answer comes when a websocket was sent all of it and the close code.
+
+    `asked` are the offsets that were asked for by websocket and by GET, in their order. Without `offsets` a GET brings
     the whole log, as from a server that does not know them. `artifact` is the URL of the page's artifact.
     """
 

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import trio
 from chromium import Page
-from log_server import LogServer, serve_log
+from log_server import LogServer, Proxy, serve_log
 from starlette.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 from viewing import in_sight, status, worst_contrast
@@ -160,6 +161,30 @@ async def test_a_queue_that_is_gone_is_told_of(page: Page) -> None:
         await page.goto(here.embedded.page_url())
         await shows(page, "There are no tasks yet.")
     await shows(page, "The queue does not answer")
+
+
+async def test_a_queue_that_knows_the_task_no_longer_is_told_of(page: Page) -> None:
+    """It keeps nothing over a restart."""
+    async with world() as here:
+        await page.goto(here.embedded.page_url(f"/tasks/{await here.create()}"))
+        await shows(page, "Run 0: pending")
+        address = urlsplit(here.embedded.root_url)
+    async with open_embedded_queue(Ports(), port=address.port or 0):
+        await shows(page, "The queue answers with status 404; this is how it was.")
+
+
+async def test_an_answer_that_is_cut_is_asked_for_again(page: Page) -> None:
+    async with world() as here:
+        proxy = Proxy(urlsplit(here.embedded.root_url).port or 0)
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, proxy.handle, listeners)
+            await page.goto(f"http://127.0.0.1:{port_of(listeners)}/")
+            await shows(page, "There are no tasks yet.")
+            proxy.cut_after(1500)  # in the middle of the page
+            task_id = await here.create()
+            await shows(page, task_id)
+            nursery.cancel_scope.cancel()
 
 
 ATTACK = """<!doctype html><title>elsewhere</title><form method="post" action="{action}">
