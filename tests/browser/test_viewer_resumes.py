@@ -39,10 +39,10 @@ async def test_a_connection_that_is_cut_again_and_again(
         await status(page, "ended")
         await assert_whole(page, log, tmp_path)
         kinds = [kind for kind, _ in log.asked]
-        offsets = [offset for _, offset in log.asked]
-        assert offsets == sorted(offsets)
-        assert len(offsets) > len(counts) / 2
-        assert 0 < offsets[-1] <= len(log.content)
+        asked = [offset for _, offset in log.asked]
+        assert asked == sorted(asked)
+        assert len(asked) > len(counts) / 2
+        assert 0 < asked[-1] <= len(log.content)
         assert set(kinds) == {"websocket" if websockets else "http"}
 
 

@@ -350,6 +350,8 @@ async def test_what_a_task_has_made_gets_no_powers(autojump_clock: MockClock) ->
         ({}, ["public/logs/live_backing.log"], "public/logs/live_backing.log"),
         ({"logs": {"live": "public/x.log"}}, [], "public/x.log"),
         ({"logs": "nonsense"}, [], "public/logs/live.log"),
+        ({"logs": {"live": ["public/x.log"]}}, ["public/logs/live.log"], "public/logs/live.log"),
+        ({"log": "public/my.log"}, [], "public/my.log"),
         ({"logs": {"live": 'private/<">'}}, [], 'private/<">'),
     ],
 )
