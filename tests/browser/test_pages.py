@@ -284,6 +284,15 @@ async def test_a_log_from_the_worker_to_the_store(page: Page, tmp_path: Path) ->
         await in_sight(page, 2001)
 
 
+async def test_a_run_that_ended_without_a_log_promises_none(page: Page) -> None:
+    async with world() as here:
+        await here.create()
+        run = await here.claim()
+        await here.queue.report_failed(run)
+        await page.goto(here.embedded.page_url(f"/tasks/{run.task_id}/runs/0/log"))
+        await status(page, "cut off: reload (this run has no log)")
+
+
 async def test_the_workers_page_of_a_log_goes_on_in_what_the_queue_has_stored(page: Page, tmp_path: Path) -> None:
     """The page and the queue are at two origins."""
     async with world() as here:

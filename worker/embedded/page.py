@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from worker.documents import BadDocument, parse_document
 from worker.embedded import page_data
+from worker.embedded.api_artifacts import last_upload
 from worker.embedded.call import read_body
 from worker.embedded.errors import ApiError, InputError
 from worker.embedded.page_guard import TOKEN, Guard, Visitor
@@ -177,13 +178,15 @@ class Page:
     async def _log(self, _request: Request, visitor: Visitor, params: Mapping[str, str]) -> Response:
         task_id, run_id = params["taskId"], int(params["runId"])
         sheet = await self._sheet(task_id)
-        sheet.task.run(run_id)
+        run = sheet.task.run(run_id)
         name = task_name(sheet.task)
         url = artifact_url(task_id, run_id, sheet.log_name(run_id), visitor)
         if url is None:
             return self._html(visitor, name, tag("p", "The log of this task is not public."), status=403)
         back = visitor.url(f"/tasks/{task_id}")
-        return self._viewer.page(title=f"{name}, run {run_id}", assets="/viewer/", artifact=url, back=back)
+        until = last_upload(run) if run.resolved else None
+        title = f"{name}, run {run_id}"
+        return self._viewer.page(title=title, assets="/viewer/", artifact=url, until=until, back=back)
 
     async def _artifact(self, request: Request, visitor: Visitor, params: Mapping[str, str]) -> Response:
         if not visitor.may_act:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 from urllib.parse import quote, urlencode
 
@@ -372,6 +372,24 @@ async def test_the_page_of_a_log(
         assert "script-src 'self'" in page.headers["content-security-policy"]
         if not name.startswith("public/"):
             assert (await browser.get(f"/tasks/{task_id}/runs/0/log", token="")).status_code == 403
+
+
+async def test_the_page_of_a_log_knows_when_none_can_come_any_more(autojump_clock: MockClock) -> None:
+    async with browsing() as (api, browser):
+
+        async def until(method: str | None, *body: object) -> timedelta | None:
+            task_id = await api.create()
+            await api.claim()
+            if method is not None:
+                await api.call("Queue", method, task_id, 0, *body)
+            found = re.search(r'data-until="(.*?)"', (await browser.get(f"/tasks/{task_id}/runs/0/log")).text)
+            assert found
+            return datetime.fromisoformat(found[1]) - api.ports.now() if found[1] else None
+
+        assert await until(None) is None
+        assert await until("reportFailed") == timedelta()
+        # Another worker may have taken over, or the same one be late.
+        assert await until("reportException", {"reason": "internal-error"}) == timedelta(minutes=25)
 
 
 async def test_pages_of_others_may_read_what_the_api_tells_anybody_and_no_more(autojump_clock: MockClock) -> None:

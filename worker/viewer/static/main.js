@@ -24,7 +24,8 @@ const TIMES_PAUSE = { seen: 1000, hidden: 10_000 };
 const part = (id) => document.getElementById(id);
 const parts = (ids) => Object.fromEntries(Object.entries(ids).map(([name, id]) => [name, part(id)]));
 const place = (name) => name && new URL(name, location.href).href;
-const places = { live: place(document.body.dataset.live) || null, artifact: place(document.body.dataset.artifact) || null };
+const { live, artifact, until } = document.body.dataset;
+const places = { live: place(live) || null, artifact: place(artifact) || null, until: Date.parse(until) };
 const settings = load();
 
 const store = new Store(MOST_BYTES, MOST_LINES);

@@ -29,21 +29,24 @@ class Lost extends Error {}
 export class Source {
   #live;
   #artifact;
+  #until;
   #store;
   #took;
   #tell;
   #hurry = () => {};
 
   /**
-   * @param {{live: string | null, artifact: string | null}} places URLs, at least one
+   * @param {{live: string | null, artifact: string | null, until: number}} places URLs, at least one; after `until`, in
+   *   milliseconds since 1970, no artifact appears (NaN where that is not known)
    * @param {import("./store.js").Store} store takes the bytes; how many it has says where to go on
    * @param {() => void} took called when it has got some
    * @param {(state: string, detail: string) => void} tell called when the state changes: `connecting`, `waiting`,
    *   `live`, `loading`, `reconnecting`, `ended` or `cut off`
    */
-  constructor({ live, artifact }, store, took, tell) {
+  constructor({ live, artifact, until }, store, took, tell) {
     this.#live = live;
     this.#artifact = artifact;
+    this.#until = until;
     this.#store = store;
     this.#took = took;
     let told = "";
@@ -121,6 +124,7 @@ export class Source {
       return ENDED;
     }
     await response.body?.cancel();
+    if (response.status === 404 && Date.now() > this.#until) throw new CutOff("this run has no log");
     if (response.status === 404) return MISSING;
     if (response.status >= 500) return LOST;
     throw new CutOff(`the queue answers with status ${response.status}`);
