@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import trio
 from chromium import SHIFT, Page
 from viewing import at_rest, in_sight, lines, of_row, row, status, viewing, worst_contrast
@@ -133,6 +134,36 @@ async def test_it_follows_until_somebody_looks_elsewhere(page: Page) -> None:
         await lines(page, 6002)
         await page.press("f")
         await in_sight(page, 6002)
+
+
+UPWARDS = {
+    "a key": None,
+    # As screen readers and searches of the browser do.
+    "a script": "document.querySelector('.row').scrollIntoView()",
+    "a selection": """getSelection().setBaseAndExtent(
+        document.querySelector('.row:last-child .text').firstChild, 1,
+        document.querySelector('.row:nth-last-child(2) .text').firstChild, 1)""",
+}
+
+
+@pytest.mark.parametrize("how", UPWARDS)
+async def test_who_goes_up_in_any_way_is_not_led_back(page: Page, how: str) -> None:
+    async with viewing(page, b"line\n" * 500) as (log, _):
+        await in_sight(page, 500)
+        await at_rest(page)
+        if action := UPWARDS[how]:
+            await page.evaluate(action)
+        else:
+            await page.press(" ", modifiers=SHIFT)
+        await page.wait("document.getElementById('follow').ariaPressed === 'false'")
+        log.write(b"line\n" * 500)
+        await lines(page, 1000)
+        await at_rest(page)
+        assert int(await page.evaluate("document.querySelector('.row').ariaPosInSet")) < 500
+        await page.press("f")
+        log.write(b"line\n" * 500)
+        await in_sight(page, 1500)
+        assert await page.evaluate("document.getElementById('follow').ariaPressed") == "true"
 
 
 async def test_a_flood_carries_nobody_along_who_looks_elsewhere(page: Page) -> None:
