@@ -418,6 +418,15 @@ async def test_by_keyboard_alone_and_by_ear(page: Page) -> None:
         assert await page.evaluate("document.activeElement.id") == "log"
         await page.press("e")
         assert await page.wait("document.querySelector('[aria-current] .text').innerText") == "error: two"
+        assert await page.evaluate("document.getElementById('told').innerText") == "Line 2: error: two"
+        await page.press("l", "3", "Enter")
+        await page.wait("document.getElementById('told').innerText === 'Line 3: three'")
+        await page.press("/", *"one")
+        await page.wait("document.getElementById('told').innerText === 'Line 1: one'")
+        # What is said without the keyboard going there: the state of the log, how much is found, and the line.
+        assert [properties["live"] for role, _, properties in await page.accessible() if role == "status"] == [
+            "polite"
+        ] * 3
 
 
 async def test_a_narrow_page_needs_no_scrolling_sideways_but_for_the_log(page: Page) -> None:

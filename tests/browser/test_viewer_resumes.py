@@ -153,12 +153,3 @@ async def test_a_log_that_is_longer_than_a_page_can_hold(page: Page) -> None:
                 return [store.size, ...told.slice(-2)];
             }})""")
         assert told == [100, "cut off", "the log is longer than this page can hold"]
-
-
-async def test_the_status_is_said_aloud(page: Page) -> None:
-    async with viewing(page, b"x\n") as (log, _):
-        await status(page, "live")
-        region = "document.getElementById('status')"
-        assert await page.evaluate(f"[{region}.role, {region}.ariaLive ?? 'polite']") == ["status", "polite"]
-        log.end()
-        await status(page, "ended")

@@ -35,7 +35,7 @@ const rows = new Rows(store, styles, times);
 const list = new VirtualList(part("log"), part("spacer"), part("layer"), (line) => rows.make(line), (following) =>
   follow.show(following),
 );
-const jump = new Jump(list, rows, part("log"), draw);
+const jump = new Jump(list, rows, part("log"), part("told"), draw);
 const source = new Source(places, store, took, tell);
 const address = new Address(list, rows, jump, part("layer"), part("goto"));
 const problems = new Problems(
