@@ -311,8 +311,10 @@ async def test_times_of_lines(page: Page) -> None:
         await lines(page, 3)
         await page.press("t")
         await page.wait(f"{of_row(3)}.querySelector('time').innerText === '00:00:01.500'")
+        await page.evaluate(f"getSelection().selectAllChildren({of_row(2)}.querySelector('.text'))")
         log.write(b"four\n", time=1_769_817_602_001)
         await page.wait(f"{of_row(4)}?.querySelector('time').innerText === '00:00:02.001'")
+        assert await page.evaluate("getSelection().toString()") == "two"
         times = "[...document.querySelectorAll('.row time')].map((time) => time.dateTime)"
         assert await page.evaluate(times) == [
             "2026-01-31T00:00:00.000Z",

@@ -98,7 +98,9 @@ async function askTimes() {
   };
   resting = setTimeout(again, timed.pressed ? TIMES_PAUSE.seen : TIMES_PAUSE.hidden);
   await times.refresh(source.live, store.size);
-  if (timed.pressed) list.refresh();
+  // Rows that have their time stay as they are: somebody may be reading or selecting them.
+  const untimed = part("layer").querySelector(".row:has(time:empty)");
+  if (timed.pressed && untimed) list.refresh(untimed.ariaPosInSet - 1);
 }
 
 const WORDS = {
