@@ -253,6 +253,19 @@ async def test_search(page: Page) -> None:
         ]
 
 
+async def test_a_match_that_comes_late_leads_nobody_away(page: Page) -> None:
+    async with viewing(page, b"hay\n" * 500) as (log, _):
+        await in_sight(page, 500)
+        await page.press("/", *"needle")
+        await page.wait("document.getElementById('found').innerText === 'not found'")
+        log.write(b"needle\n" + b"hay\n" * 500)
+        await page.wait("document.getElementById('found').innerText === '1 line'")
+        await in_sight(page, 1001)
+        assert await page.evaluate("document.getElementById('follow').ariaPressed") == "true"
+        await page.press("Enter")
+        await in_sight(page, 501)
+
+
 PROBLEMS = [
     "[taskcluster:error] exit code 1",
     "main.c:3:1: error: expected ';'",

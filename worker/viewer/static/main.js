@@ -32,9 +32,10 @@ const store = new Store(MOST_BYTES, MOST_LINES);
 const styles = new Styles(store);
 const times = new Times();
 const rows = new Rows(store, styles, times);
-const list = new VirtualList(part("log"), part("spacer"), part("layer"), (line) => rows.make(line), (following) =>
-  follow.show(following),
-);
+const list = new VirtualList(part("log"), part("spacer"), part("layer"), (line) => rows.make(line), (following) => {
+  follow.show(following);
+  if (following) search.stay();
+});
 const jump = new Jump(list, rows, part("log"), part("told"), draw);
 const source = new Source(places, store, took, tell);
 const address = new Address(list, rows, jump, part("layer"), part("goto"));
