@@ -175,10 +175,14 @@ class Proxy:
         """Pass on one connection, both ways."""
         try:
             async with await trio.open_tcp_stream("127.0.0.1", self._port) as server, trio.open_nursery() as nursery:
-                self._open |= {client, server}
-                nursery.start_soon(self._copy, client, server, False)
-                await self._copy(server, client, True)
-                nursery.cancel_scope.cancel()
+                streams = {client, server}
+                self._open |= streams
+                try:
+                    nursery.start_soon(self._copy, client, server, False)
+                    await self._copy(server, client, True)
+                    nursery.cancel_scope.cancel()
+                finally:
+                    self._open -= streams
         except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass  # cut, or gone by itself
 

@@ -46,8 +46,9 @@ async def test_a_connection_that_is_cut_again_and_again(
         assert set(kinds) == {"websocket" if websockets else "http"}
 
 
-async def test_a_log_that_goes_on_after_a_cut_in_silence(page: Page, tmp_path: Path) -> None:
-    async with viewing(page, b"before\n") as (log, proxy):
+@pytest.mark.parametrize("websockets", [True, False])
+async def test_a_log_that_goes_on_after_a_cut_in_silence(page: Page, websockets: bool, tmp_path: Path) -> None:
+    async with viewing(page, b"before\n", websockets=websockets) as (log, proxy):
         await status(page, "live")
         await lines(page, 1)
         proxy.cut()
