@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from worker.lognames import BACKING, LIVE, backing_name
 from worker.schema import Slice
 
 # What the queue takes as the name of an artifact.
 ArtifactName = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[\x20-\x7e]+$")]
-
-LIVE = "public/logs/live.log"
-BACKING = "public/logs/live_backing.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +79,3 @@ class DockerWorkerLiveLog(LiveLogPayload):
         live = self.features.local_live_log
         stored = live or self.features.bulk_log
         return LogNames(live=self.log if live else None, backing=backing_name(self.log) if stored else None)
-
-
-def backing_name(live: str) -> str:
-    """docker-worker's rule: `_backing` before the extension, `banana.log.txt` becomes `banana.log_backing.txt`."""
-    path = PurePosixPath(live)
-    return live.removesuffix(path.suffix) + "_backing" + path.suffix

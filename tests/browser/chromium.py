@@ -66,6 +66,8 @@ def run_chromium() -> Generator[str, None, None]:
                     line = process.stderr.readline()
                     assert line, f"{PROGRAM} ended: {said}"
                     said += line
+                # What it says further on is read by nobody, and it would wait where that did not fit into the pipe.
+                process.stderr.close()
                 yield match[1]
             finally:
                 process.kill()

@@ -28,12 +28,14 @@ STREAMING = (b"x-streaming", b"true")
 class LogServer:
     """An ASGI application: `/log/` is the log, `/artifact` leads to it while it is live, and then is the stored one.
 
+    To ask for `/end` ends the log; the answer comes when a websocket was sent all of it and the close code.
+
     `asked` are the offsets that were asked for by websocket and by GET, in their order. Without `offsets` a GET brings
-    the whole log, as from a server that does not know them.
+    the whole log, as from a server that does not know them. `artifact` is the URL of the page's artifact.
     """
 
     def __init__(
-        self, viewer: Viewer, *, artifact: bool = False, websockets: bool = True, offsets: bool = True
+        self, viewer: Viewer, *, artifact: str | None = None, websockets: bool = True, offsets: bool = True
     ) -> None:
         self.content = bytearray()
         self.times: list[tuple[int, int]] = []
@@ -43,9 +45,10 @@ class LogServer:
         self.offsets = offsets
         self.asked: list[tuple[str, int]] = []
         self.close_code = 1000
+        self._closed = trio.Event()
         self.url = ""
         self._changed = trio.Event()
-        self._view = LogView(viewer, title="The log of a test", artifact="/artifact" if artifact else None)
+        self._view = LogView(viewer, title="The log of a test", artifact=artifact)
 
     def write(self, data: bytes, time: int | None = None) -> None:
         """Append to the log; `time` is in milliseconds since 1970."""
@@ -64,6 +67,11 @@ class LogServer:
         self.live = False
         self._change()
 
+    async def wait_asked(self, count: int) -> None:
+        """Return when it was asked for `count` times."""
+        while len(self.asked) < count:
+            await self._changed.wait()
+
     def _change(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
@@ -73,6 +81,10 @@ class LogServer:
         offset = int(parse_qs(scope["query_string"].decode()).get("offset", ["0"])[0])
         if path.startswith("/log/view"):
             await self._view({**scope, "path": path.removeprefix("/log")}, receive, send)
+        elif path == "/end":
+            self.end()
+            await self._closed.wait()
+            await _answer(send, 200, b"")
         elif path == "/artifact":
             await self._artifact(send)
         elif path == "/log/times" and self.live:
@@ -84,6 +96,7 @@ class LogServer:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
                 self.asked.append((scope["type"], offset))
+                self._change()
                 await (self._socket if scope["type"] == "websocket" else self._stream)(offset, send)
                 nursery.cancel_scope.cancel()
 
@@ -104,6 +117,7 @@ class LogServer:
             async for piece in pieces:
                 await send({"type": "websocket.send", "bytes": piece})
         await send({"type": "websocket.close", "code": self.close_code if self.ended else 1001})
+        self._closed.set()
 
     async def _stream(self, offset: int, send: Send) -> None:
         headers = [*HEADERS, STREAMING]
@@ -161,10 +175,14 @@ class Proxy:
         """Pass on one connection, both ways."""
         try:
             async with await trio.open_tcp_stream("127.0.0.1", self._port) as server, trio.open_nursery() as nursery:
-                self._open |= {client, server}
-                nursery.start_soon(self._copy, client, server, False)
-                await self._copy(server, client, True)
-                nursery.cancel_scope.cancel()
+                streams = {client, server}
+                self._open |= streams
+                try:
+                    nursery.start_soon(self._copy, client, server, False)
+                    await self._copy(server, client, True)
+                    nursery.cancel_scope.cancel()
+                finally:
+                    self._open -= streams
         except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass  # cut, or gone by itself
 

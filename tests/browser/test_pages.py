@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import trio
 from chromium import Page
-from log_server import LogServer, serve_log
+from log_server import LogServer, Proxy, serve_log
 from starlette.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 from viewing import in_sight, status, worst_contrast
@@ -162,19 +163,42 @@ async def test_a_queue_that_is_gone_is_told_of(page: Page) -> None:
     await shows(page, "The queue does not answer")
 
 
+async def test_a_queue_that_knows_the_task_no_longer_is_told_of(page: Page) -> None:
+    """It keeps nothing over a restart."""
+    async with world() as here:
+        await page.goto(here.embedded.page_url(f"/tasks/{await here.create()}"))
+        await shows(page, "Run 0: pending")
+        address = urlsplit(here.embedded.root_url)
+    async with open_embedded_queue(Ports(), port=address.port or 0):
+        await shows(page, "The queue answers with status 404; this is how it was.")
+
+
+async def test_an_answer_that_is_cut_is_asked_for_again(page: Page) -> None:
+    async with world() as here:
+        proxy = Proxy(urlsplit(here.embedded.root_url).port or 0)
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, proxy.handle, listeners)
+            await page.goto(f"http://127.0.0.1:{port_of(listeners)}/")
+            await shows(page, "There are no tasks yet.")
+            proxy.cut_after(1500)  # in the middle of the page
+            task_id = await here.create()
+            await shows(page, task_id)
+            nursery.cancel_scope.cancel()
+
+
 ATTACK = """<!doctype html><title>elsewhere</title><form method="post" action="{action}">
-<input name="token" value="{token}"><input name="task" value="payload: {{}}"></form>"""
+<input name="task" value="payload: {{}}"></form>"""
 
 
 async def test_a_page_from_elsewhere_cannot_send_the_form(page: Page) -> None:
     """Even if it knew the token."""
     async with world() as here:
         task_id = await here.create()
-        token = here.embedded.page_url().partition("token=")[2]
-        forms = [f"{here.embedded.root_url}/submit", f"{here.embedded.root_url}/tasks/{task_id}/cancel"]
+        forms = [here.embedded.page_url(path) for path in ("/submit", f"/tasks/{task_id}/cancel")]
 
         async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
-            form = ATTACK.format(action=forms[int(scope["path"][1:])], token=token)
+            form = ATTACK.format(action=forms[int(scope["path"][1:])])
             await HTMLResponse(form)(scope, receive, send)
 
         listeners = await listen("127.0.0.1", 0)
@@ -258,6 +282,35 @@ async def test_a_log_from_the_worker_to_the_store(page: Page, tmp_path: Path) ->
         await page.goto(f"{other}/tasks/{run.task_id}/runs/0/log")
         await status(page, "ended")
         await in_sight(page, 2001)
+
+
+async def test_a_run_that_ended_without_a_log_promises_none(page: Page) -> None:
+    async with world() as here:
+        await here.create()
+        run = await here.claim()
+        await here.queue.report_failed(run)
+        await page.goto(here.embedded.page_url(f"/tasks/{run.task_id}/runs/0/log"))
+        await status(page, "cut off: reload (this run has no log)")
+
+
+async def test_the_workers_page_of_a_log_goes_on_in_what_the_queue_has_stored(page: Page, tmp_path: Path) -> None:
+    """The page and the queue are at two origins."""
+    async with world() as here:
+        await here.create()
+        run = await here.claim()
+        path = f"/api/queue/v1/task/{run.task_id}/runs/0/artifacts/public%2Flogs%2Flive.log"
+        log = LogServer(Viewer(), artifact=here.embedded.root_url + path)
+        log.write(b"live\n")
+        async with serve_log(log):
+            await page.goto(f"{log.url}log/view")
+            await in_sight(page, 1)
+            log.detach()
+            await status(page, "reconnecting")
+            log.write(b"and stored\n")
+            await here.upload(run, "public/logs/live.log", bytes(log.content))
+            await status(page, "ended")
+            received = await page.download("#save", tmp_path)
+            assert received == log.content
 
 
 async def test_pages_by_ear_and_by_keyboard(page: Page) -> None:

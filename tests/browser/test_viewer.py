@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import trio
 from chromium import SHIFT, Page
 from viewing import at_rest, in_sight, lines, of_row, row, status, viewing, worst_contrast
@@ -135,6 +136,36 @@ async def test_it_follows_until_somebody_looks_elsewhere(page: Page) -> None:
         await in_sight(page, 6002)
 
 
+UPWARDS = {
+    "a key": None,
+    # As screen readers and searches of the browser do.
+    "a script": "document.querySelector('.row').scrollIntoView()",
+    "a selection": """getSelection().setBaseAndExtent(
+        document.querySelector('.row:last-child .text').firstChild, 1,
+        document.querySelector('.row:nth-last-child(2) .text').firstChild, 1)""",
+}
+
+
+@pytest.mark.parametrize("how", UPWARDS)
+async def test_who_goes_up_in_any_way_is_not_led_back(page: Page, how: str) -> None:
+    async with viewing(page, b"line\n" * 500) as (log, _):
+        await in_sight(page, 500)
+        await at_rest(page)
+        if action := UPWARDS[how]:
+            await page.evaluate(action)
+        else:
+            await page.press(" ", modifiers=SHIFT)
+        await page.wait("document.getElementById('follow').ariaPressed === 'false'")
+        log.write(b"line\n" * 500)
+        await lines(page, 1000)
+        await at_rest(page)
+        assert int(await page.evaluate("document.querySelector('.row').ariaPosInSet")) < 500
+        await page.press("f")
+        log.write(b"line\n" * 500)
+        await in_sight(page, 1500)
+        assert await page.evaluate("document.getElementById('follow').ariaPressed") == "true"
+
+
 async def test_a_flood_carries_nobody_along_who_looks_elsewhere(page: Page) -> None:
     async with viewing(page, b"line\n" * 500) as (log, _), trio.open_nursery() as nursery:
 
@@ -222,6 +253,19 @@ async def test_search(page: Page) -> None:
         ]
 
 
+async def test_a_match_that_comes_late_leads_nobody_away(page: Page) -> None:
+    async with viewing(page, b"hay\n" * 500) as (log, _):
+        await in_sight(page, 500)
+        await page.press("/", *"needle")
+        await page.wait("document.getElementById('found').innerText === 'not found'")
+        log.write(b"needle\n" + b"hay\n" * 500)
+        await page.wait("document.getElementById('found').innerText === '1 line'")
+        await in_sight(page, 1001)
+        assert await page.evaluate("document.getElementById('follow').ariaPressed") == "true"
+        await page.press("Enter")
+        await in_sight(page, 501)
+
+
 PROBLEMS = [
     "[taskcluster:error] exit code 1",
     "main.c:3:1: error: expected ';'",
@@ -280,8 +324,10 @@ async def test_times_of_lines(page: Page) -> None:
         await lines(page, 3)
         await page.press("t")
         await page.wait(f"{of_row(3)}.querySelector('time').innerText === '00:00:01.500'")
+        await page.evaluate(f"getSelection().selectAllChildren({of_row(2)}.querySelector('.text'))")
         log.write(b"four\n", time=1_769_817_602_001)
         await page.wait(f"{of_row(4)}?.querySelector('time').innerText === '00:00:02.001'")
+        assert await page.evaluate("getSelection().toString()") == "two"
         times = "[...document.querySelectorAll('.row time')].map((time) => time.dateTime)"
         assert await page.evaluate(times) == [
             "2026-01-31T00:00:00.000Z",
@@ -387,6 +433,15 @@ async def test_by_keyboard_alone_and_by_ear(page: Page) -> None:
         assert await page.evaluate("document.activeElement.id") == "log"
         await page.press("e")
         assert await page.wait("document.querySelector('[aria-current] .text').innerText") == "error: two"
+        assert await page.evaluate("document.getElementById('told').innerText") == "Line 2: error: two"
+        await page.press("l", "3", "Enter")
+        await page.wait("document.getElementById('told').innerText === 'Line 3: three'")
+        await page.press("/", *"one")
+        await page.wait("document.getElementById('told').innerText === 'Line 1: one'")
+        # What is said without the keyboard going there: the state of the log, how much is found, and the line.
+        assert [properties["live"] for role, _, properties in await page.accessible() if role == "status"] == [
+            "polite"
+        ] * 3
 
 
 async def test_a_narrow_page_needs_no_scrolling_sideways_but_for_the_log(page: Page) -> None:

@@ -128,3 +128,20 @@ async def test_a_colour_goes_on_over_lines_as_far_as_it_is_set(page: Page) -> No
         })""",
     )
     assert found == []
+
+
+OVERWRITTEN = {"a\rb": "b", "a\r\r": "a", "": "", "\r\r": "", "10%\r20%\r": "20%", "\rx": "x", "\r" * 99 + "x": "x"}
+
+
+async def test_what_is_searched_of_overwritten_lines_is_what_is_shown(page: Page) -> None:
+    found = await call(
+        page,
+        "text.js",
+        f"""import("./view/store.js").then(({{ Store }}) => {{
+            const store = new Store(Infinity);
+            store.append(new TextEncoder().encode({json.dumps(list(OVERWRITTEN))}.join("\\n") + "\\n"));
+            const shown = Array.from({{length: store.lines}}, (_, line) => m.shown(store, line).text);
+            return [shown, m.slice(store, 0).text.split("\\n")];
+        }})""",
+    )
+    assert found == [list(OVERWRITTEN.values())] * 2

@@ -23,7 +23,7 @@ async def viewing(
     offsets: bool = True,
 ) -> AsyncGenerator[tuple[LogServer, Proxy], None]:
     """A live log that begins with `content`, and `page` at its viewer; yields the log and the proxy before it."""
-    log = LogServer(Viewer(), artifact=artifact, websockets=websockets, offsets=offsets)
+    log = LogServer(Viewer(), artifact="/artifact" if artifact else None, websockets=websockets, offsets=offsets)
     log.write(content)
     async with serve_log(log) as proxy:
         await page.goto(f"{log.url}log/view{fragment}")

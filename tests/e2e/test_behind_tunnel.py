@@ -48,6 +48,8 @@ async def test_the_live_log_is_seen_through_the_tunnel_while_the_task_runs(tmp_p
                             go.touch()
                 assert b"\nlast\n" in seen
                 assert (await world.resolved(task_id)).state == "completed"
+                # Another one got its place, so this run is over.
+                await world.resolved(await world.create({"command": [["true"]], "maxRunTime": 60}))
                 assert (await viewer.get(url)).status_code == 404
                 stored = (await world.log(task_id)).encode()
                 assert stored.startswith(seen)

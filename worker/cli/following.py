@@ -14,12 +14,10 @@ from worker.cli.common import NO_QUEUE, Failure, Session
 from worker.cli.fetching import open_artifact, tell
 from worker.cli.tasks import EXIT_CODES, described, latest_run
 from worker.http import HttpError, HttpStream, plain_url
+from worker.lognames import log_names
 from worker.model import RunKey
 from worker.queue.errors import NotFound, Unavailable
-from worker.schema import JsonObject
 
-# The first is a stream while the task runs, afterwards a link to the second, which was uploaded then.
-LOGS = {"live": "public/logs/live.log", "backing": "public/logs/live_backing.log"}
 SILENCE = 1.0  # seconds after which what there is of a running task's log has come, without --follow
 PAUSE = 0.5  # seconds between looks for a log that is not there yet
 LONGEST_PAUSE = 5.0
@@ -154,7 +152,7 @@ def _write_out(data: bytes) -> None:
 async def _find_log(session: Session, task_id: str, *, follow: bool) -> tuple[RunKey, str, bool]:
     """The run, its log's name, and whether it was still running."""
     told, pause = False, PAUSE
-    names = _log_names((await session.queue.task(task_id)).payload)
+    names = log_names((await session.queue.task(task_id)).payload)
     while True:
         status = await session.queue.status(task_id)
         resolved = status.state in EXIT_CODES
@@ -170,10 +168,3 @@ async def _find_log(session: Session, task_id: str, *, follow: bool) -> tuple[Ru
             told = True
         await trio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
-
-
-def _log_names(payload: JsonObject) -> list[str]:
-    """Where the payload says that the logs go (facts page, section 2: `logs`); the live log is better than its copy."""
-    logs = payload.get("logs")
-    given = logs if isinstance(logs, dict) else {}
-    return [str(given.get(which, usual)) for which, usual in LOGS.items()]

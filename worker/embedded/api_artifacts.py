@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from worker.embedded import artifact_table, blobs, task_table
 from worker.embedded.artifact_table import Artifact
@@ -15,7 +15,7 @@ from worker.embedded.errors import InputError, InputValidationError, RequestConf
 from worker.embedded.routing import Endpoint, Handler, Reply
 from worker.embedded.scopes import AllOf, Each, Expression
 from worker.embedded.store import Store, Transaction
-from worker.embedded.tasks import Json, Task
+from worker.embedded.tasks import Json, Run, Task
 from worker.embedded.times import from_wire, to_wire
 from worker.ports import Ports
 from worker.queue.models import FinishArtifactRequest, PostArtifactRequest
@@ -231,11 +231,14 @@ def _run_id(tx: Transaction, call: Call) -> int:
     return len(task.runs) - 1
 
 
+def last_upload(run: Run) -> datetime:
+    """Until when a resolved run may get artifacts."""
+    return from_wire(run.resolved or "") + (LATE_UPLOADS if run.state == "exception" else timedelta())
+
+
 def _refuse_unless_open(task: Task, call: Call) -> None:
     run = task.run(call.run_id)
-    if run.state == "running":
-        return
-    if run.state == "exception" and call.moment <= from_wire(run.resolved or "") + LATE_UPLOADS:
+    if run.state == "running" or (run.state == "exception" and call.moment <= last_upload(run)):
         return
     raise RequestConflict(
         f"Artifacts cannot be created for run {call.run_id} of task {task.task_id}: it is {run.state}"

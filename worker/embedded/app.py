@@ -52,19 +52,18 @@ class Application:
             return
         # What tasks say is in many answers, and none of it is for browsers to take for a page.
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        if _raw_path(request).startswith("/api/"):
+            # A worker's page of a log goes on in the stored one. Browsers add no credentials to what other pages ask.
+            response.headers["Access-Control-Allow-Origin"] = "*"
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
         raw_path = _raw_path(request)
-        if not raw_path.startswith("/api/"):
-            try:
-                page = await self._pages(request)
-            except ApiError as error:
-                return JSONResponse({"code": error.code, "message": error.message}, error.status)
-            return page or _not_found()
         match: Match | None = None
         document: Any = None
         try:
+            if not raw_path.startswith("/api/"):
+                return await self._pages(request) or _not_found()
             match = self._router.match(request.method, raw_path)
             if match is None:
                 return _not_found()
@@ -77,7 +76,7 @@ class Application:
             raise
         except Exception:
             # An error of ours must reach neither the client in detail nor the other connections at all.
-            log.exception("%s failed", match.endpoint.name if match else request.method)
+            log.exception("%s failed", match.endpoint.name if match else f"{request.method} {raw_path}")
             return self._error(ApiError("Internal Server Error"), match, document)
 
     async def _call(self, request: Request, match: Match, raw: bytes, document: Any) -> Reply:
@@ -86,7 +85,7 @@ class Application:
 
     def identify(self, request: Request, raw: bytes) -> Identity:
         """Who sent the request. Raises AuthenticationFailed."""
-        host, port = hawk.host_and_port(request.headers.get("host", ""), request.url.scheme)
+        host, port = hawk.host_and_port(request.headers.get("host", ""), request.scope["scheme"])
         query = request.scope["query_string"].decode("latin-1")
         resource = _raw_path(request) + (f"?{query}" if query else "")
         target = hawk.Target(request.method, resource, host, port)

@@ -100,7 +100,7 @@ class Blobs:
 
     async def respond(self, request: Request) -> Response | None:
         """The answer to a request for a blob; None for any other path."""
-        match = PATH.fullmatch(request.url.path)
+        match = PATH.fullmatch(request.scope["path"])
         if match is None:
             return None
         if request.method not in {"GET", "HEAD", "PUT"}:

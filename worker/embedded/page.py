@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from worker.documents import BadDocument, parse_document
 from worker.embedded import page_data
+from worker.embedded.api_artifacts import last_upload
 from worker.embedded.call import read_body
 from worker.embedded.errors import ApiError, InputError
 from worker.embedded.page_guard import TOKEN, Guard, Visitor
@@ -154,9 +155,9 @@ class Page:
         status = 400 if problems else 200
         return self._html(visitor, "Submit a task", submit_view(text, problems, visitor), status=status)
 
-    async def _submit(self, request: Request, _visitor: Visitor, _params: Mapping[str, str]) -> Response:
+    async def _submit(self, request: Request, visitor: Visitor, _params: Mapping[str, str]) -> Response:
+        self._guard.check_action(request, visitor)
         form = await _read_form(request)
-        visitor = self._guard.check_action(request, form.get(TOKEN, ""))
         text = form.get("task", "").replace("\r\n", "\n")
         queue = await self._store.transact(page_data.task_queue)
         task_id = self._ports.slug()
@@ -169,22 +170,23 @@ class Page:
             return self._filled(visitor, text, [Problem("", error.message)])
         return RedirectResponse(visitor.url(f"/tasks/{task_id}"), 303)
 
-    async def _cancel(self, request: Request, _visitor: Visitor, params: Mapping[str, str]) -> Response:
-        form = await _read_form(request)
-        visitor = self._guard.check_action(request, form.get(TOKEN, ""))
+    async def _cancel(self, request: Request, visitor: Visitor, params: Mapping[str, str]) -> Response:
+        self._guard.check_action(request, visitor)
         await self._act(request, "cancelTask", params, None)
         return RedirectResponse(visitor.url(f"/tasks/{params['taskId']}"), 303)
 
     async def _log(self, _request: Request, visitor: Visitor, params: Mapping[str, str]) -> Response:
         task_id, run_id = params["taskId"], int(params["runId"])
         sheet = await self._sheet(task_id)
-        sheet.task.run(run_id)
+        run = sheet.task.run(run_id)
         name = task_name(sheet.task)
         url = artifact_url(task_id, run_id, sheet.log_name(run_id), visitor)
         if url is None:
             return self._html(visitor, name, tag("p", "The log of this task is not public."), status=403)
         back = visitor.url(f"/tasks/{task_id}")
-        return self._viewer.page(title=f"{name}, run {run_id}", assets="/viewer/", artifact=url, back=back)
+        until = last_upload(run) if run.resolved else None
+        title = f"{name}, run {run_id}"
+        return self._viewer.page(title=title, assets="/viewer/", artifact=url, until=until, back=back)
 
     async def _artifact(self, request: Request, visitor: Visitor, params: Mapping[str, str]) -> Response:
         if not visitor.may_act:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from worker.embedded import artifact_table, task_table
 from worker.embedded.artifact_table import Artifact
 from worker.embedded.store import Transaction
 from worker.embedded.tasks import Task
+from worker.lognames import log_names
 
 STATES = ("unscheduled", "pending", "running", "completed", "failed", "exception")
 AT_ONCE = 100  # tasks on a page
-# Where a task's payload says that its logs go (facts page, section 2: `logs`).
-LOGS = {"live": "public/logs/live.log", "backing": "public/logs/live_backing.log"}
 DEFAULT_TASK_QUEUE = "local/native"
 
 
@@ -36,10 +34,9 @@ class Sheet:
 
     def log_name(self, run_id: int) -> str:
         """The artifact that is a run's log, or will be."""
-        given: Any = self.task.definition["payload"].get("logs")
-        names = [given.get(which, usual) if isinstance(given, dict) else usual for which, usual in LOGS.items()]
+        names = log_names(self.task.definition["payload"])
         there = {artifact.name for artifact in self.artifacts[run_id]}
-        return str(next((name for name in names if name in there), names[0]))
+        return next((name for name in names if name in there), names[0])
 
 
 def listing(tx: Transaction, state: str | None, before: int | None) -> Listing:

@@ -73,21 +73,22 @@ class Guard:
         A name in somebody else's hands can be pointed at any address, and then its pages could read these. An address
         cannot, nor can `localhost`.
         """
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        try:
+            host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        except ValueError:
+            host = ""
         if host not in {"localhost", urlsplit(self.root_url).hostname} and not _is_address(host):
             raise Misdirected(f"This queue is not at {host!r}. It is at {self.root_url}")
 
-    def check_action(self, request: Request, token: str) -> Visitor:
-        """The visitor, who may act. Raises Forbidden for forms of other pages, and without the token."""
+    def check_action(self, request: Request, visitor: Visitor) -> None:
+        """Raise Forbidden for forms of other pages, and for visitors without the token."""
         origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
         # Browsers send the first with every form; that one without it but with the token is none.
-        foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+        foreign = origin is not None and origin.partition("://")[2] != request.headers.get("host")
         if foreign or site not in {None, "same-origin"}:
             raise Forbidden("The form is not one of this queue's pages")
-        visitor = self.visitor(token)
         if not visitor.may_act:
             raise Forbidden("The page was opened without the queue's token: open the URL that it printed at its start")
-        return visitor
 
 
 def _is_address(host: str) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-VOID = frozenset({"input"})
-
 
 class Markup(str):
     """Text that is HTML already."""
@@ -20,7 +18,7 @@ def tag(name: str, /, *children: str, **attributes: str | bool) -> Markup:
     Underscores in names of attributes are dashes, one at the end is dropped: `class_`, `aria_label`.
     """
     shown = "".join(_attribute(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
-    return Markup(f"<{name}{shown}>" + ("" if name in VOID else f"{join(children)}</{name}>"))
+    return Markup(f"<{name}{shown}>{join(children)}</{name}>")
 
 
 def join(children: Iterable[str]) -> Markup:

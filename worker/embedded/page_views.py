@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from worker.embedded.artifact_table import Artifact
 from worker.embedded.page_data import STATES, Listing, Sheet
-from worker.embedded.page_guard import TOKEN, Visitor
+from worker.embedded.page_guard import Visitor
 from worker.embedded.page_markup import Markup, join, tag
 from worker.embedded.tasks import RESOLVED, Run, Task
 from worker.embedded.times import from_wire
@@ -92,11 +92,10 @@ def _private_facts(task: Task, visitor: Visitor) -> list[tuple[str, str]]:
 def _cancel_form(task: Task, visitor: Visitor) -> Markup:
     form = tag(
         "form",
-        tag("input", type="hidden", name=TOKEN, value=visitor.token),
         tag("p", "The task is resolved as an exception, and what runs of it is ended."),
         tag("button", "Yes, cancel it", class_="danger"),
         method="post",
-        action=f"/tasks/{task.task_id}/cancel",
+        action=visitor.url(f"/tasks/{task.task_id}/cancel"),
     )
     return tag("details", tag("summary", "Cancel the task …"), form, id="cancel", class_="cancel")
 
@@ -167,14 +166,13 @@ def submit_view(text: str, problems: Sequence[Problem], visitor: Visitor) -> Mar
     hint = "As createTask takes it, in YAML or JSON; all but the payload may be left out."
     return tag(
         "form",
-        tag("input", type="hidden", name=TOKEN, value=visitor.token),
         tag("label", "Task definition", for_="task"),
         tag("p", hint, id="hint"),
         *told,
         field,
         tag("p", tag("button", "Submit", class_="primary")),
         method="post",
-        action="/submit",
+        action=visitor.url("/submit"),
         class_="submit",
     )
 

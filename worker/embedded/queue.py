@@ -92,6 +92,7 @@ class EmbeddedQueue:
         self._guard = Guard(lambda: self.root_url, lambda: self.credentials.access_token)
         self._page = Page(ports, self._store, self._waiting, self._guard, self._act)
         self._clients: Mapping[str, Client] = {}
+        self._methods: Mapping[str, Endpoint] = {}
         self._application: Application | None = None
         self._requests = 0
         self._idle = trio.Event()
@@ -184,7 +185,9 @@ class EmbeddedQueue:
         self._blob_key = blob_key
         self._own = Client(QUEUE_CLIENT, queue_token)
         self._clients = {client.client_id: client for client in (self._own, self.credentials)}
-        return Application(self._ports, Router(self.endpoints()), lambda: self._clients, self._respond)
+        endpoints = self.endpoints()
+        self._methods = {endpoint.name: endpoint for endpoint in endpoints if endpoint.service == "queue"}
+        return Application(self._ports, Router(endpoints), lambda: self._clients, self._respond)
 
     def endpoints(self) -> list[Endpoint]:
         """Every method of every service, with the scopes that it needs."""
@@ -205,11 +208,10 @@ class EmbeddedQueue:
 
     async def _act(self, request: Request, method: str, params: Mapping[str, str], document: object) -> Reply:
         """What a page does for the root client; `method` is one of the queue's."""
-        (endpoint,) = (each for each in self.endpoints() if (each.service, each.name) == ("queue", method))
         root = self._clients[self.credentials.client_id]
         identity = Identity(root.client_id, root.scopes)
         raw = b"" if document is None else json.dumps(document).encode()
-        return await perform(Call(endpoint, params, request, raw, document, identity, self._ports.now()))
+        return await perform(Call(self._methods[method], params, request, raw, document, identity, self._ports.now()))
 
     async def _respond(self, request: Request) -> Response | None:
         return await self._blobs.respond(request) or await self._page.respond(request)

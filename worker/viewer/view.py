@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from html import escape
 
 from starlette.requests import Request
@@ -28,13 +29,14 @@ class Viewer:
         assets: str,
         live: str | None = None,
         artifact: str | None = None,
+        until: datetime | None = None,
         back: str | None = None,
     ) -> Response:
         """The page of a log.
 
         URLs may be relative to the page's own. `live` serves the log while it is written; `artifact` is where the queue
-        leads to the log, live or stored; one of them must be there. `assets` ends in `/` and is where the files are
-        (`asset`). `back` is a page about what the log belongs to.
+        leads to the log, live or stored, and where none appears after `until`; one of them must be there. `assets` ends
+        in `/` and is where the files are (`asset`). `back` is a page about what the log belongs to.
         """
         raw = artifact or live
         assert raw is not None, "a page without a log"
@@ -46,6 +48,7 @@ class Viewer:
             assets=escape(assets),
             live=escape(live or ""),
             artifact=escape(artifact or ""),
+            until=until.isoformat() if until else "",
             raw=f'<a href="{escape(raw)}">The log as it is</a>',
         )
         return HTMLResponse(html, headers=page_headers(connect=ANYWHERE if artifact else "'self'"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 from urllib.parse import quote, urlencode
 
@@ -13,10 +13,15 @@ import httpx
 import pytest
 import trio
 from embedded_world import ROOT_URL, Api, virtual_queue
+from starlette.requests import Request
+from starlette.responses import Response
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from worker.embedded.app import Application
 from worker.embedded.page_markup import Markup, tag
+from worker.embedded.routing import Router
 from worker.embedded.times import to_wire
+from worker.ports import Ports
 
 FORM = "application/x-www-form-urlencoded"
 Headers: TypeAlias = Mapping[str, str]
@@ -36,11 +41,14 @@ class Browser:
         url = f"{path}{'&' if '?' in path else '?'}token={self.token if token is None else token}"
         return await self.api.send("GET", ROOT_URL + url, b"", **headers)
 
-    async def post(self, path: str, headers: Headers = NONE, /, **fields: str) -> httpx.Response:
+    async def post(
+        self, path: str, headers: Headers = NONE, /, *, token: str | None = None, **fields: str
+    ) -> httpx.Response:
         """Send a form, as a browser does from a page of this queue."""
-        body = urlencode({"token": self.token, **fields}).encode()
+        body = urlencode(fields).encode()
         sent = {"Content-Type": FORM, "Origin": ROOT_URL, "Sec-Fetch-Site": "same-origin", **headers}
-        return await self.api.send("POST", ROOT_URL + path, body, **sent)
+        url = f"{ROOT_URL}{path}?token={self.token if token is None else token}"
+        return await self.api.send("POST", url, body, **sent)
 
 
 @asynccontextmanager
@@ -180,7 +188,11 @@ async def test_cancelling(autojump_clock: MockClock) -> None:
         page = (await browser.get(f"/tasks/{task_id}")).text
         assert "Run 0: exception (canceled)" in page
         assert "/cancel" not in page
-        assert (await browser.post(f"/tasks/{api.ports.slug()}/cancel")).status_code == 404
+        failed = await browser.post(f"/tasks/{api.ports.slug()}/cancel")
+        assert failed.status_code == 404
+        # Who has the token keeps it.
+        assert f'href="/?token={browser.token}"' in failed.text
+        assert "open the URL with the token" not in failed.text
         assert (await browser.get(f"/tasks/{task_id}/cancel")).status_code == 405
 
 
@@ -189,6 +201,7 @@ FOREIGN: list[tuple[dict[str, str], dict[str, str], int]] = [
     ({}, {"token": "0" * 64}, 403),
     ({"Origin": "https://evil.example"}, {}, 403),
     ({"Origin": "null"}, {}, 403),
+    ({"Origin": "http://["}, {}, 403),
     ({"Origin": "http://queue.test:81"}, {}, 403),
     ({"Sec-Fetch-Site": "cross-site"}, {}, 403),
     ({"Sec-Fetch-Site": "same-site"}, {}, 403),
@@ -212,7 +225,7 @@ async def test_forms_of_others_change_nothing(
 async def test_a_form_that_is_none(autojump_clock: MockClock) -> None:
     async with browsing() as (api, browser):
         assert (await browser.post("/submit", NONE, **{f"f{n}": "" for n in range(20)})).status_code == 400
-        answer = await browser.api.send("POST", f"{ROOT_URL}/submit", b"\xff\xfe=%ff")
+        answer = await browser.api.send("POST", f"{ROOT_URL}/submit?token={browser.token}", b"\xff\xfe=%ff")
         assert answer.status_code == 400
         assert await count(api) == 0
 
@@ -230,6 +243,9 @@ async def test_a_form_that_is_none(autojump_clock: MockClock) -> None:
         ("queue.test.evil.example", 421),
         ("127.0.0.1.evil.example", 421),
         ("", 421),
+        ("[", 421),
+        ("[::1", 421),
+        ("queue.test]", 421),
     ],
 )
 async def test_a_name_that_others_have_pointed_here_shows_nothing(
@@ -241,6 +257,25 @@ async def test_a_name_that_others_have_pointed_here_shows_nothing(
             answer = await browser.get(path, {"Host": host})
             assert answer.status_code == status
             assert (task_id in answer.text) == (status == 200 and path != "/submit")
+
+
+async def test_a_host_that_is_none_signs_nothing(autojump_clock: MockClock) -> None:
+    async with browsing() as (_, browser):
+        answer = await browser.api.send("GET", f"{ROOT_URL}/api/queue/v1/ping", b"", Host="[")
+        assert (answer.status_code, answer.json()["code"]) == (401, "AuthenticationFailed")
+
+
+async def test_an_error_of_ours_ends_one_answer_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_request: Request) -> Response:
+        raise RuntimeError("details")
+
+    app = Application(Ports(), Router([]), dict, broken)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app)) as client:
+        answer = await client.get(f"{ROOT_URL}/tasks/x?token=secret")
+    assert answer.status_code == 500
+    assert "details" not in answer.text
+    assert "GET /tasks/x failed" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_a_browser_that_waits_is_told_of_changes(autojump_clock: MockClock) -> None:
@@ -315,6 +350,8 @@ async def test_what_a_task_has_made_gets_no_powers(autojump_clock: MockClock) ->
         ({}, ["public/logs/live_backing.log"], "public/logs/live_backing.log"),
         ({"logs": {"live": "public/x.log"}}, [], "public/x.log"),
         ({"logs": "nonsense"}, [], "public/logs/live.log"),
+        ({"logs": {"live": ["public/x.log"]}}, ["public/logs/live.log"], "public/logs/live.log"),
+        ({"log": "public/my.log"}, [], "public/my.log"),
         ({"logs": {"live": 'private/<">'}}, [], 'private/<">'),
     ],
 )
@@ -337,6 +374,50 @@ async def test_the_page_of_a_log(
             assert (await browser.get(f"/tasks/{task_id}/runs/0/log", token="")).status_code == 403
 
 
+async def test_the_page_of_a_log_knows_when_none_can_come_any_more(autojump_clock: MockClock) -> None:
+    async with browsing() as (api, browser):
+
+        async def until(method: str | None, *body: object) -> timedelta | None:
+            task_id = await api.create()
+            await api.claim()
+            if method is not None:
+                await api.call("Queue", method, task_id, 0, *body)
+            found = re.search(r'data-until="(.*?)"', (await browser.get(f"/tasks/{task_id}/runs/0/log")).text)
+            assert found
+            return datetime.fromisoformat(found[1]) - api.ports.now() if found[1] else None
+
+        assert await until(None) is None
+        assert await until("reportFailed") == timedelta()
+        # Another worker may have taken over, or the same one be late.
+        assert await until("reportException", {"reason": "internal-error"}) == timedelta(minutes=25)
+
+
+async def test_pages_of_others_may_read_what_the_api_tells_anybody_and_no_more(autojump_clock: MockClock) -> None:
+    async with browsing() as (api, browser):
+        task_id = await api.create()
+        await api.claim()
+        for name in ("public/a", "private/b"):
+            body = {"storageType": "reference", "url": "https://e/", "contentType": "a/b", "expires": soon(api)}
+            await api.call("Queue", "createArtifact", task_id, 0, name, body)
+        artifact = f"/api/queue/v1/task/{task_id}/runs/0/artifacts"
+        paths = {
+            f"{artifact}/public%2Fa": 303,
+            f"{artifact}/public%2Fnothing": 404,
+            f"{artifact}/private%2Fb": 403,
+            artifact: 403,
+            f"/api/queue/v1/task/{task_id}": 403,
+            f"/api/queue/v1/task/{task_id}/status": 403,
+            "/api/nothing": 404,
+            "/": 200,
+            f"/tasks/{task_id}": 200,
+        }
+        for path, status in paths.items():
+            answer = await browser.api.send("GET", ROOT_URL + path)
+            assert answer.status_code == status
+            readable = answer.headers.get("access-control-allow-origin") == "*"
+            assert readable == path.startswith("/api/")
+
+
 async def test_pages_and_their_files_are_told_apart(autojump_clock: MockClock) -> None:
     async with browsing() as (api, browser):
         page = await browser.get("/")
@@ -355,4 +436,4 @@ async def test_pages_and_their_files_are_told_apart(autojump_clock: MockClock) -
 def test_text_is_never_markup() -> None:
     made = tag("a", "<b>", tag("i", "&"), Markup("<hr>"), href='"><script>', hidden=True, title=False, aria_label="'")
     assert made == '<a href="&quot;&gt;&lt;script&gt;" hidden aria-label="&#x27;">&lt;b&gt;<i>&amp;</i><hr></a>'
-    assert tag("input", name="class", class_="x") == '<input name="class" class="x">'
+    assert tag("p", name="class", class_="x") == '<p name="class" class="x"></p>'

@@ -24,8 +24,9 @@ from starlette.types import Receive, Scope, Send
 
 from plugins.base import TaskHooks
 from plugins.livelog import LiveLog, LiveLogConfig
-from plugins.livelog.payload import DockerWorkerLiveLog, GenericWorkerLiveLog, LiveLogPayload, backing_name
+from plugins.livelog.payload import DockerWorkerLiveLog, GenericWorkerLiveLog, LiveLogPayload
 from worker.errors import ResourceUnavailable, WorkerFault
+from worker.lognames import backing_name
 from worker.model import Resolution, RunKey, State
 from worker.outcome import leaves
 from worker.payload import Owner, PayloadSchema

@@ -15,30 +15,36 @@ document.addEventListener("visibilitychange", () => {
 async function watch(version) {
   for (;;) {
     await visible();
-    const response = await ask(version);
+    const answer = await ask(version);
     // Hidden, nobody needs an answer, and a browser has few connections.
-    if (response === null && !document.hidden) connection.textContent = "The queue does not answer; this is how it was.";
-    if (response !== null) connection.textContent = "";
-    if (response?.ok && !chosen()) {
-      replace(await response.text());
-      version = response.headers.get("ETag");
+    if (answer !== null || !document.hidden) connection.textContent = warning(answer);
+    if (answer?.status === 200 && !chosen()) {
+      replace(answer.html);
+      version = answer.version;
     }
     await new Promise((resolve) => setTimeout(resolve, PAUSE));
   }
 }
 
-/** The answer, or null where there was none while the page could be seen. */
+/** The whole answer, or null where there was none while the page could be seen. */
 async function ask(version) {
   hidden = new AbortController();
   try {
-    return await fetch(location.href, {
+    const response = await fetch(location.href, {
       headers: { "If-None-Match": version, "Prefer": `wait=${WAIT}` },
       cache: "no-store",
       signal: AbortSignal.any([hidden.signal, AbortSignal.timeout(LIMIT)]),
     });
+    return { status: response.status, html: await response.text(), version: response.headers.get("ETag") };
   } catch {
     return null;
   }
+}
+
+/** What is wrong with an answer: empty where what is shown is new, or has not changed. */
+function warning(answer) {
+  if (answer === null) return "The queue does not answer; this is how it was.";
+  return [200, 304].includes(answer.status) ? "" : `The queue answers with status ${answer.status}; this is how it was.`;
 }
 
 /** Returns when the page can be seen. */

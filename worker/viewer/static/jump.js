@@ -4,11 +4,15 @@ export class Jump {
   #list;
   #rows;
   #scroller;
+  #told;
   #draw;
 
-  /** @param {() => void} draw brings all lines into the list that there are */
-  constructor(list, rows, scroller, draw) {
-    [this.#list, this.#rows, this.#scroller, this.#draw] = [list, rows, scroller, draw];
+  /**
+   * @param {HTMLElement} told says to screen readers which line it is: the keyboard stays where it is
+   * @param {() => void} draw brings all lines into the list that there are
+   */
+  constructor(list, rows, scroller, told, draw) {
+    [this.#list, this.#rows, this.#scroller, this.#told, this.#draw] = [list, rows, scroller, told, draw];
   }
 
   /** The line where one is, from 0: the one jumped to while it is in sight, else the first one in sight. */
@@ -28,6 +32,7 @@ export class Jump {
     this.#rows.current = line;
     this.#list.reveal(line);
     this.#list.refresh();
+    this.#told.textContent = `Line ${line + 1}: ${this.#rows.plain(line)}`;
   }
 
   /** Give the log the keyboard. */

@@ -28,6 +28,7 @@ export class VirtualList {
   #following = false;
   #followed;
   #downwards = false; // somebody is on the way down, perhaps to the end
+  #lastUp = -REST; // when it last moved up, other than by #moveTo
   #ended = false;
 
   /** How many lines there are. */
@@ -51,6 +52,7 @@ export class VirtualList {
     scroller.addEventListener("touchmove", () => this.#head(true, true), { passive: true });
     // The scroll bar.
     scroller.addEventListener("pointerdown", ({ target }) => target === scroller && this.#head(true, true));
+    document.addEventListener("selectionchange", () => this.#selected());
     new ResizeObserver(() => this.#resized()).observe(scroller);
   }
 
@@ -75,20 +77,28 @@ export class VirtualList {
   }
 
   /**
-   * Somebody is about to scroll. That is known by what they do, not by how the view has moved, since browsers move it
-   * for a while after a key. Who may be going up must not be held at the end.
+   * Somebody is about to scroll. What they do tells it before the view has moved: a log that grows fast would hold them
+   * at the end.
    */
   #head(down, up) {
     if (up && this.#scroll > 0) this.follow(false);
     this.#downwards = down;
   }
 
+  /** Who selects lines reads them. Where the rows of a selection went, its ends lie in the layer itself. */
+  #selected() {
+    const { isCollapsed, anchorNode, focusNode } = getSelection();
+    const inRow = (node) => node !== this.#layer && this.#layer.contains(node);
+    if (!isCollapsed && inRow(anchorNode) && inRow(focusNode)) this.follow(false);
+  }
+
   /** The ends are reached in one step, however far they are. */
   #key(event) {
-    if (event.target !== this.#scroller || event.altKey || event.metaKey || event.shiftKey) return;
-    this.#head(["PageDown", "ArrowDown", " "].includes(event.key), ["Home", "PageUp", "ArrowUp"].includes(event.key));
-    if (event.key === "Home") this.#restart(0, 0);
-    else if (event.key === "End") this.follow(true);
+    if (event.target !== this.#scroller || event.altKey || event.metaKey) return;
+    const key = event.shiftKey ? event.key === " " && "PageUp" : event.key;
+    this.#head(["PageDown", "ArrowDown", " "].includes(key), ["Home", "PageUp", "ArrowUp"].includes(key));
+    if (key === "Home") this.#restart(0, 0);
+    else if (key === "End") this.follow(true);
     else return;
     event.preventDefault();
   }
@@ -189,7 +199,13 @@ export class VirtualList {
     const moved = this.#scroll - this.#lastScroll;
     this.#update();
     this.#lastScroll = this.#scroll;
-    if (this.#following && !this.#atEnd) this.#toEnd();
+    if (this.#following && !this.#atEnd) {
+      // Screen readers, searches of the browser and the middle button scroll up without a sign of it before. What began
+      // to go up before the end was wished for is on its way for a while, however.
+      if (moved < 0 && performance.now() - this.#lastUp > REST) this.follow(false);
+      else this.#toEnd();
+    }
+    if (moved < 0) this.#lastUp = performance.now();
     if (!this.#following && this.#atEnd && this.#downwards && moved > 0) this.follow(true);
     if ("onscrollend" in this.#scroller) return;
     clearTimeout(this.#timer);

@@ -24,17 +24,19 @@ const TIMES_PAUSE = { seen: 1000, hidden: 10_000 };
 const part = (id) => document.getElementById(id);
 const parts = (ids) => Object.fromEntries(Object.entries(ids).map(([name, id]) => [name, part(id)]));
 const place = (name) => name && new URL(name, location.href).href;
-const places = { live: place(document.body.dataset.live) || null, artifact: place(document.body.dataset.artifact) || null };
+const { live, artifact, until } = document.body.dataset;
+const places = { live: place(live) || null, artifact: place(artifact) || null, until: Date.parse(until) };
 const settings = load();
 
 const store = new Store(MOST_BYTES, MOST_LINES);
 const styles = new Styles(store);
 const times = new Times();
 const rows = new Rows(store, styles, times);
-const list = new VirtualList(part("log"), part("spacer"), part("layer"), (line) => rows.make(line), (following) =>
-  follow.show(following),
-);
-const jump = new Jump(list, rows, part("log"), draw);
+const list = new VirtualList(part("log"), part("spacer"), part("layer"), (line) => rows.make(line), (following) => {
+  follow.show(following);
+  if (following) search.stay();
+});
+const jump = new Jump(list, rows, part("log"), part("told"), draw);
 const source = new Source(places, store, took, tell);
 const address = new Address(list, rows, jump, part("layer"), part("goto"));
 const problems = new Problems(
@@ -97,7 +99,9 @@ async function askTimes() {
   };
   resting = setTimeout(again, timed.pressed ? TIMES_PAUSE.seen : TIMES_PAUSE.hidden);
   await times.refresh(source.live, store.size);
-  if (timed.pressed) list.refresh();
+  // Rows that have their time stay as they are: somebody may be reading or selecting them.
+  const untimed = part("layer").querySelector(".row:has(time:empty)");
+  if (timed.pressed && untimed) list.refresh(untimed.ariaPosInSet - 1);
 }
 
 const WORDS = {

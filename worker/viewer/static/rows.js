@@ -1,6 +1,6 @@
 /** The elements of lines. What a log says becomes text nodes, never markup. */
 
-import { PLAIN, paletteColour, parse } from "./ansi.js";
+import { PLAIN, paletteColour, parse, strip } from "./ansi.js";
 import { tellsOfError } from "./problems.js";
 import { shown } from "./text.js";
 
@@ -25,6 +25,11 @@ export class Rows {
     this.#store = store;
     this.#styles = styles;
     this.#times = times;
+  }
+
+  /** What is shown of a line, as plain text. */
+  plain(line) {
+    return strip(shown(this.#store, line).text);
   }
 
   /** The element of a line. */

@@ -40,13 +40,18 @@ export class Search {
     this.#finder?.update();
   }
 
-  next() {
+  /** A match that comes later leads nobody away from where they are. */
+  stay() {
     this.#origin = null;
+  }
+
+  next() {
+    this.stay();
     this.#go(this.#finder?.from(this.#jump.next));
   }
 
   previous() {
-    this.#origin = null;
+    this.stay();
     this.#go(this.#finder?.before(this.#jump.line));
   }
 
@@ -83,9 +88,10 @@ export class Search {
   #changed() {
     const line = this.#origin === null ? null : this.#finder.from(this.#origin);
     if (line !== null && (line >= this.#origin || this.#finder.done)) {
-      this.#origin = null;
+      this.stay();
       this.#go(line);
     } else if (this.#finder.done || performance.now() - this.#told > TOLD) {
+      if (this.#finder.done) this.stay();
       this.#tell();
     }
   }

@@ -17,6 +17,7 @@ const MISSING = "missing"; // nothing is there, yet or any more
 // Close codes of the live log's websocket.
 const CLOSED_ENDED = 1000;
 const CLOSED_DETACHED = 1001;
+const CLOSED_ABNORMALLY = 1006;
 const CLOSED_TOO_SLOW = 4008;
 
 /** There is nothing more to come, for a reason that the reader should know. */
@@ -28,21 +29,24 @@ class Lost extends Error {}
 export class Source {
   #live;
   #artifact;
+  #until;
   #store;
   #took;
   #tell;
   #hurry = () => {};
 
   /**
-   * @param {{live: string | null, artifact: string | null}} places URLs, at least one
+   * @param {{live: string | null, artifact: string | null, until: number}} places URLs, at least one; after `until`, in
+   *   milliseconds since 1970, no artifact appears (NaN where that is not known)
    * @param {import("./store.js").Store} store takes the bytes; how many it has says where to go on
    * @param {() => void} took called when it has got some
    * @param {(state: string, detail: string) => void} tell called when the state changes: `connecting`, `waiting`,
    *   `live`, `loading`, `reconnecting`, `ended` or `cut off`
    */
-  constructor({ live, artifact }, store, took, tell) {
+  constructor({ live, artifact, until }, store, took, tell) {
     this.#live = live;
     this.#artifact = artifact;
+    this.#until = until;
     this.#store = store;
     this.#took = took;
     let told = "";
@@ -92,6 +96,10 @@ export class Source {
       return LOST;
     }
     if (this.#artifact === null) throw new CutOff("the worker serves this log no longer");
+    return this.#askQueue();
+  }
+
+  #askQueue() {
     this.#live = null;
     return MISSING;
   }
@@ -116,6 +124,7 @@ export class Source {
       return ENDED;
     }
     await response.body?.cancel();
+    if (response.status === 404 && Date.now() > this.#until) throw new CutOff("this run has no log");
     if (response.status === 404) return MISSING;
     if (response.status >= 500) return LOST;
     throw new CutOff(`the queue answers with status ${response.status}`);
@@ -132,9 +141,14 @@ export class Source {
       return null; // forbidden, as on a page of https to a log of http
     }
     socket.binaryType = "arraybuffer";
-    this.#hurry = () => socket.close();
     const closed = await new Promise((resolve) => {
       let opened = false;
+      this.#hurry = () => {
+        // What still comes is dropped from here on, so that a code which comes with it would not be true.
+        socket.onmessage = socket.onclose = null;
+        socket.close();
+        resolve(CLOSED_ABNORMALLY);
+      };
       socket.onopen = () => {
         opened = true;
         this.#tell("live", "");
@@ -161,12 +175,14 @@ export class Source {
 
   /**
    * A live answer may end as if it were whole where something on the way has broken, such as a tunnel: the log has ended
-   * when an answer brings no more of it. A server that does not say where its answer begins knows no offsets.
+   * when an answer brings no more of it; the queue, where it is known, says so better, since a log may just be silent. A
+   * server that does not say where its answer begins knows no offsets.
    */
   async #takeLive(response) {
     const before = this.#store.size;
     const missing = await this.#take(response, before - Number(response.headers.get("X-Offset")), "live");
-    return missing || this.#store.size > before ? LOST : ENDED;
+    if (missing || this.#store.size > before) return LOST;
+    return this.#artifact === null ? ENDED : this.#askQueue();
   }
 
   /** Read an answer to its end, but for the `skipped` bytes at its beginning; how many of these were missing. */

@@ -15,10 +15,8 @@ export function shown(store, line) {
   let [from, to] = [store.start(line), store.stop(line)];
   // Of what a progress bar has overwritten the last counts. A line without end is not looked through.
   const tail = store.bytes(Math.max(from, to - SLICE), to);
-  let end = tail.length;
-  while (end && tail[end - 1] === RETURN) end--;
-  const overwritten = tail.subarray(0, end).lastIndexOf(RETURN);
-  [from, to] = [overwritten === -1 ? from : to - tail.length + overwritten + 1, to - tail.length + end];
+  const [begin, end] = left(tail, RETURN);
+  [from, to] = [begin ? to - tail.length + begin : from, to - tail.length + end];
   const cut = Math.max(0, to - from - SHOWN);
   // The last character may have been cut apart: a stream's decoder keeps its beginning to itself.
   const text = cut ? new TextDecoder().decode(store.bytes(from, from + SHOWN), { stream: true }) : null;
@@ -37,8 +35,15 @@ export function slice(store, line) {
 function withoutOverwritten(text) {
   if (!text.includes("\r")) return text;
   const lines = text.split("\n").map((line) => {
-    const bare = line.replace(/\r+$/, "");
-    return bare.slice(bare.lastIndexOf("\r") + 1);
+    const [begin, end] = left(line, "\r");
+    return line.slice(begin, end);
   });
   return lines.join("\n");
+}
+
+/** Where in a line, bytes or text, what is not overwritten begins and ends; it may end in several of `mark`. */
+function left(line, mark) {
+  let end = line.length;
+  while (end && line[end - 1] === mark) end--;
+  return [end && line.lastIndexOf(mark, end - 1) + 1, end];
 }
