@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 from worker.payload import Dialect
@@ -81,12 +83,42 @@ class Sandbox(ABC):
         """Return when it has ended by itself."""
 
 
+class Lending(Enum):
+    """What becomes of a volume's source, which is a folder or a file of the worker's, on the filesystem of `work_dir`.
+
+    GIVEN: it is this run's, and nobody wants it back; the engine may move it.
+    LENT: it is this run's until the builder's block is left, and then at its place again, as the task has left it.
+    SHARED: others use it too; the task gets a copy, or may only read it.
+    """
+
+    GIVEN = "given"
+    LENT = "lent"
+    SHARED = "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """`source`, on this machine, which the task finds at `path`, in its directory unless that is absolute.
+
+    The engine mounts it as it can: by a bind, a move, a copy or a reflink. A LENT one that is not at its source when
+    the builder's block was left is lost: the task has replaced it, or the engine has failed.
+    """
+
+    source: Path
+    path: str
+    lending: Lending
+
+
 @dataclass
 class Builder(ABC):
-    """A sandbox in the making, for plugins to add to. `worker_env` is set after, and over, what the task asks for."""
+    """A sandbox in the making, for plugins to add to. `worker_env` is set after, and over, what the task asks for.
+
+    `volumes` are in place before anything of the task runs, in their order: one may be in another.
+    """
 
     env: dict[str, str] = field(default_factory=dict)
     worker_env: dict[str, str] = field(default_factory=dict)
+    volumes: list[Volume] = field(default_factory=list)
 
     @abstractmethod
     def sandbox(self) -> AbstractAsyncContextManager[Sandbox]:
