@@ -84,11 +84,12 @@ class Sandbox(ABC):
 
 
 class Lending(Enum):
-    """What becomes of a volume's source, which is a folder or a file of the worker's, on the filesystem of `work_dir`.
+    """What becomes of a volume's source, which is the worker's, on the filesystem of `work_dir`.
 
-    GIVEN: it is this run's, and nobody wants it back; the engine may move it.
-    LENT: it is this run's until the builder's block is left, and then at its place again, as the task has left it.
-    SHARED: others use it too; the task gets a copy, or may only read it.
+    GIVEN: a file or folder for this run, which nobody wants back; the engine may move it.
+    LENT: a folder that is this run's until the builder's block is left, and then at its place again, as the task has
+    left it.
+    SHARED: a file that others use too; the task gets a copy, or may only read it.
     """
 
     GIVEN = "given"
@@ -138,6 +139,7 @@ class Engine(ABC, Generic[C, P]):
 
     Config: ClassVar[type[Document]] = Document
     payloads: ClassVar[Mapping[Dialect, type[Slice]]]  # the engine's slice, for each dialect that it accepts
+    mounts: ClassVar[bool] = False  # whether it mounts volumes; a task that needs one fails where it does not
 
     def __init__(self, config: C, services: Services) -> None:
         self.config = config

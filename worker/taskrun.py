@@ -22,7 +22,7 @@ import trio
 
 from engines.base import Builder, Result, Sandbox
 from worker.claims import claim_times
-from worker.errors import FatalWorkerFault, MalformedPayload
+from worker.errors import FatalWorkerFault, MalformedPayload, TaskFault
 from worker.model import Cause, CauseKind, Resolution, RunKey, Severity, State, Verdict
 from worker.outcome import classify, combine, leaves, resolve
 from worker.pluginhost import PluginHost, enter_plugins
@@ -225,6 +225,8 @@ class TaskRun:
                     try:
                         background.start_soon(partial(host.each, "background", lambda hooks: hooks.background()))
                         await host.each("prepare", lambda hooks: hooks.prepare(builder), limit=limits.prepare)
+                        if builder.volumes and not self._workshop.engine.mounts:
+                            raise TaskFault("the engine of this worker can mount nothing, and the task needs a mount")
                         # A cause may have come while a hook kept itself from being cancelled: then nothing is started.
                         await trio.lowlevel.checkpoint_if_cancelled()
                         sandbox_scope = self._limiter.scope(

@@ -135,6 +135,7 @@ def _fault(fault: Fault) -> Exception:
 class Mock(Engine[MockConfig, MockPayload]):
     Config = MockConfig
     payloads: ClassVar = {"generic-worker": MockPayload}
+    mounts: ClassVar = True  # nothing runs that could see them
 
     @asynccontextmanager
     async def builder(self, run: Run[MockPayload]) -> AsyncGenerator[Builder, None]:

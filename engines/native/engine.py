@@ -18,6 +18,7 @@ from engines.native.commands import run_commands
 from engines.native.files import FolderResult
 from engines.native.output import Output
 from engines.native.remarks import in_words, warnings_of
+from engines.native.volumes import Volumes
 from worker.cgroups import Limits
 from worker.errors import FatalWorkerFault, MalformedPayload, Problem, WorkerFault
 from worker.folders import remove_folder
@@ -89,6 +90,7 @@ class NativeBuilder(Builder):
         self._directory = directory
         self._grace = grace
         self._ended: Ended | None = None
+        self.mounted = Volumes(engine.services.ports, directory, run.log)
 
     def _environment(self) -> dict[str, str]:
         own = {name: os.environ[name] for name in _INHERITED if name in os.environ}
@@ -99,6 +101,10 @@ class NativeBuilder(Builder):
     @asynccontextmanager
     async def sandbox(self) -> AsyncGenerator[Sandbox, None]:
         log, engine = self._run.log, self._engine
+        try:
+            await self.mounted.place(self.volumes)
+        except OSError as error:
+            raise WorkerFault(f"a volume could not be mounted: {error.strerror or error}") from error
         begun = trio.current_time()
         output = Output(log)
         pumping = trio.CancelScope(shield=True)  # A killed task's last words belong into the log.
@@ -149,6 +155,7 @@ class NativeBuilder(Builder):
 class Native(Engine[NativeConfig, NativePayload]):
     Config = NativeConfig
     payloads: ClassVar = {"generic-worker": NativePayload}
+    mounts: ClassVar = True
     containment: Containment  # while `worker_scope` lasts
 
     @asynccontextmanager
@@ -184,10 +191,12 @@ class Native(Engine[NativeConfig, NativePayload]):
         grace = self._grace(run.payload.limits)
         directory = self.services.work_dir / "tasks" / f"{run.key.task_id}-{run.key.run_id}"
         await ports.run_sync(_make, directory)
+        builder = NativeBuilder(self, run, directory, grace)
         try:
-            yield NativeBuilder(self, run, directory, grace)
+            yield builder
         finally:
             with trio.CancelScope(shield=True):
+                await builder.mounted.put_back()
                 await ports.run_sync(remove_folder, directory)
 
     def _grace(self, limits: TaskLimits) -> float:

@@ -11,6 +11,7 @@ from worker.testing.engine_suite import EngineSuite
 
 
 class TestMock(EngineSuite):
+    sees_volumes: ClassVar = False
     engine_class: ClassVar = Mock
 
     def prints(self, text: str) -> Slice:

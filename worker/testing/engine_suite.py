@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import pytest
 import trio
 
-from engines.base import Builder, Ended, Engine, FileInvalid, FileMissing, Result
+from engines.base import Builder, Ended, Engine, FileInvalid, FileMissing, Lending, Result, Volume
+from worker.errors import TaskFault
 from worker.run import Run
 from worker.schema import Slice
 from worker.testing.runs import log_text, open_run, open_services
@@ -26,6 +27,7 @@ class EngineSuite(ABC):
     """Each method that begins with `test_` is one promise of `engines.base`."""
 
     engine_class: ClassVar[type[Engine[Any, Any]]]
+    sees_volumes: ClassVar[bool] = True  # whether something runs that can
 
     @abstractmethod
     def prints(self, text: str) -> Slice:
@@ -128,6 +130,62 @@ class EngineSuite(ABC):
                     await _open(result, "a")
                 with pytest.raises(FileInvalid):
                     await anext(aiter(result.walk("a/b.txt")))
+
+    async def test_volumes_are_there(self, tmp_path: Path) -> None:
+        self._only_with_volumes()
+        async with self.opened(tmp_path, self.exits(0)) as (_, builder):
+            given, shared = _folder(tmp_path / "given"), tmp_path / "shared"
+            shared.write_text("others read it too")
+            builder.volumes = [
+                Volume(given, "in/folder", Lending.GIVEN),
+                Volume(shared, "in/folder/shared", Lending.SHARED),
+            ]
+            await self.played(builder)
+            async with builder.result() as result:
+                assert await _read(result, "in/folder/old.txt") == b"old"
+                assert await _read(result, "in/folder/shared") == b"others read it too"
+        assert shared.read_text() == "others read it too"
+
+    @pytest.mark.parametrize("ended", [True, False])
+    async def test_what_was_lent_is_back_with_what_the_task_has_made(self, tmp_path: Path, ended: bool) -> None:
+        self._only_with_volumes()
+        async with self.opened(tmp_path, self.leaves("a/cache/new.txt", "new") if ended else self.hangs()) as (
+            run,
+            builder,
+        ):
+            lent = _folder(tmp_path / "lent")
+            builder.volumes.append(Volume(lent, "a/cache", Lending.LENT))
+            async with builder.sandbox() as sandbox:
+                await (sandbox.wait() if ended else _line(run, "here"))
+            async with builder.result() as result:
+                assert await _read(result, "a/cache/old.txt") == b"old"
+        assert {path.name for path in lent.iterdir()} == ({"old.txt", "new.txt"} if ended else {"old.txt"})
+
+    @pytest.mark.parametrize("path", ["../out", "a/../../out", "", "."])
+    async def test_no_volume_is_outside_of_the_tasks_directory(self, tmp_path: Path, path: str) -> None:
+        self._only_with_volumes()
+        async with self.opened(tmp_path, self.exits(0)) as (_, builder):
+            builder.volumes.append(Volume(_folder(tmp_path / "given"), path, Lending.GIVEN))
+            with pytest.raises(TaskFault, match="cannot be mounted"):
+                await self.played(builder)
+
+    def _only_with_volumes(self) -> None:
+        if not (self.engine_class.mounts and self.sees_volumes):
+            pytest.skip("nothing sees volumes in this engine")
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    return path
+
+
+async def _read(result: Result, path: str) -> bytes:
+    content = b""
+    async with result.open(path) as file:
+        while chunk := await file.receive_some(1000):
+            content += chunk
+    return content
 
 
 async def _open(result: Result, path: str) -> None:

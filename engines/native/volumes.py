@@ -1,0 +1,124 @@
+"""Volumes in a task's directory: what is given or lent is moved there, what is shared is copied.
+
+A lent folder is in one place at a time, so a worker that dies leaves it in the task's directory, and not in the store
+that it came from.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from engines.base import Lending, Volume
+from worker.errors import TaskFault
+from worker.ports import Ports
+from worker.tasklog import TaskLog
+
+# Bytes that are copied in one call, which cancellation waits for.
+PIECE = 64 * 2**20
+BUFFER = 4 * 2**20
+
+
+class Volumes:
+    """Those of one run, in `directory`."""
+
+    def __init__(self, ports: Ports, directory: Path, log: TaskLog) -> None:
+        self._ports = ports
+        self._directory = directory
+        self._log = log
+        self._lent: list[Volume] = []
+
+    async def place(self, volumes: Iterable[Volume]) -> None:
+        """Mount them, in their order. Raises TaskFault where a path cannot be had, and OSError."""
+        for volume in volumes:
+            if volume.lending is Lending.SHARED:
+                await self._copy(volume)
+            else:
+                await self._ports.run_sync(self._move, volume)
+
+    async def put_back(self) -> None:
+        """Move what was lent to where it came from; what is no folder any more is lost."""
+        for volume in reversed(self._lent):
+            try:
+                await self._ports.run_sync(self._move_back, volume)
+            except OSError as error:
+                self._log.warn(f"{volume.path} is not kept: {error.strerror or error}")
+
+    def _move(self, volume: Volume) -> None:
+        with self._place_of(volume) as (parent, name):
+            os.rename(volume.source, name, dst_dir_fd=parent)
+        # In the same call, so that no cancel comes between.
+        if volume.lending is Lending.LENT:
+            self._lent.append(volume)
+
+    def _move_back(self, volume: Volume) -> None:
+        with _folder(self._directory, PurePosixPath(volume.path).parts) as folder:
+            # Whoever is not root may not move a folder that it may not write to.
+            os.fchmod(folder, stat.S_IMODE(os.fstat(folder).st_mode) | stat.S_IRWXU)
+        path = PurePosixPath(volume.path)
+        with _folder(self._directory, path.parent.parts) as parent:
+            os.rename(path.name, volume.source, src_dir_fd=parent)
+
+    async def _copy(self, volume: Volume) -> None:
+        with ExitStack() as files:
+            source, target = await self._ports.run_sync(self._open_both, volume, files)
+            while await self._ports.run_sync(_copy_piece, source, target):
+                pass
+
+    def _open_both(self, volume: Volume, files: ExitStack) -> tuple[BinaryIO, BinaryIO]:
+        source = files.enter_context(volume.source.open("rb", buffering=0))
+        with self._place_of(volume) as (parent, name):
+            opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
+        return source, files.enter_context(os.fdopen(opened, "wb", buffering=0))
+
+    @contextmanager
+    def _place_of(self, volume: Volume) -> Generator[tuple[int, str], None, None]:
+        """The folder that it goes to, made as needed, and its name there. Raises TaskFault."""
+        path = PurePosixPath(volume.path)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise TaskFault(f"{volume.path} cannot be mounted: it must be a path in the task's directory")
+        try:
+            with _folder(self._directory, path.parent.parts, make=True) as parent:
+                yield parent, path.name
+        except OSError as error:
+            if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}:
+                raise TaskFault(f"{volume.path} cannot be mounted, something is there: {error.strerror}") from error
+            raise
+
+
+def _copy_piece(source: BinaryIO, target: BinaryIO) -> int:
+    """How many bytes were copied. The blocks are shared where the file system can (copy_file_range(2))."""
+    if sys.platform == "linux":
+        try:
+            return os.copy_file_range(source.fileno(), target.fileno(), PIECE)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.EOPNOTSUPP}:
+                raise
+    piece = source.read(BUFFER)
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[target.write(rest) :]
+    return len(piece)
+
+
+@contextmanager
+def _folder(top: Path, parts: Iterable[str], *, make: bool = False) -> Generator[int, None, None]:
+    """A descriptor of a folder below `top`, to which no link leads. Raises OSError."""
+    folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=folder)
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        yield folder
+    finally:
+        os.close(folder)
