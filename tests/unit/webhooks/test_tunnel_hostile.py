@@ -158,6 +158,27 @@ async def test_a_bug_in_the_block_comes_out_as_it_is() -> None:
                 _ = 1 / 0
 
 
+async def test_what_was_sent_before_the_end_arrives_though_the_server_goes_on_sending() -> None:
+    size = 4 * MIB
+    got = 0
+    ended = trio.Event()
+
+    async def script(stream: trio.SocketStream) -> None:
+        nonlocal got
+        await accept_websocket(stream)
+        with suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some(8192):
+                got += len(data)
+                await stream.send_all(b"\x8a\x00")  # a pong, which nobody asked for
+        ended.set()
+
+    async with serving(script) as url:
+        async with open_websocket(Ports(), url, [], 1000) as websocket:
+            await websocket.send_message(bytes(size))
+        await ended.wait()
+    assert got > size
+
+
 # TLS
 
 

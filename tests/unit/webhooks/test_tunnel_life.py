@@ -10,7 +10,7 @@ from itertools import pairwise
 import httpx
 import pytest
 import trio
-from tunnel_world import NAME, App, open_server, open_world, tunnel_config
+from tunnel_world import NAME, App, dechunked, open_server, open_world, pattern, tunnel_config
 
 from worker.errors import FatalWorkerFault
 from worker.ports import Ports
@@ -317,6 +317,27 @@ async def test_it_ends_at_once_whatever_is_under_way(stalled: bool) -> None:
                 scope.cancel()
         assert trio.current_time() - began < 2
         assert app.left.is_set()
+
+
+async def test_what_was_said_before_the_end_arrives() -> None:
+    app = App()
+    size = 2 * 1024 * 1024
+    answer = bytearray()
+
+    async def read(url: httpx.URL) -> None:
+        async with await trio.open_tcp_stream(url.host, url.port or 80) as viewer:
+            await viewer.send_all(b"GET " + url.raw_path + b"say?%d HTTP/1.1\r\nHost: x\r\n\r\n" % size)
+            async for chunk in viewer:
+                answer.extend(chunk)
+
+    async with open_server() as (_, link, auth), trio.open_nursery() as viewers:
+        config = tunnel_config(link.port)
+        async with open_webhooks(Ports(), config, auth, NAME) as webhooks, webhooks.attach(app) as url:
+            link.rate = 8 * 1024 * 1024
+            parsed = httpx.URL(url)
+            viewers.start_soon(read, parsed)
+            await app.said.wait()
+    assert dechunked(bytes(answer)) == b"".join(pattern(size))
 
 
 async def drain(url: str) -> None:
