@@ -15,6 +15,8 @@ from tunnel_world import NAME, App, dechunked, open_server, open_world, pattern,
 from worker.errors import FatalWorkerFault
 from worker.ports import Ports
 from worker.queue.errors import Forbidden, Unavailable
+from worker.queue.models import WebsocktunnelTokenResponse
+from worker.testing.tunnel import TunnelAuth
 from worker.webhooks import Webhooks, open_webhooks
 from worker.webhooks.websocktunnel import Websocktunnel
 
@@ -193,6 +195,32 @@ async def test_a_worker_that_is_refused_later_goes_on_without_a_tunnel(
         assert answer.text.startswith(f"it answered {refusals[0]}; ch")
         assert told.messages[-1].startswith("ERROR")
         assert told.messages[-1].endswith(answer.text.strip())
+
+
+@pytest.mark.parametrize("status", [200, 302])
+async def test_an_answer_that_is_no_refusal_may_pass(status: int, told: Told) -> None:
+    """A load balancer says such things while there is nobody behind it."""
+    async with open_world() as world:
+        world.server.refusals = [status]
+        told.messages.clear()
+        world.link.cut()
+        await told.wait_for(f"it answered {status}")
+        await told.wait_for("connected")
+
+
+class Mistaken(TunnelAuth):
+    """Gives what is no token, once."""
+
+    async def websocktunnel_token(self, audience: str, client: str) -> WebsocktunnelTokenResponse:
+        token = await super().websocktunnel_token(audience, client)
+        return token.model_copy(update={"token": "no token"}) if self.given == 1 else token
+
+
+async def test_what_is_no_token_is_not_kept() -> None:
+    async with open_server() as (server, link, _):
+        config = tunnel_config(link.port, connectWithin="5 s")
+        async with open_webhooks(Ports(), config, Mistaken(server), NAME):
+            assert list(server.tunnels) == [NAME.encode()]
 
 
 async def test_no_token_is_in_any_log(caplog: pytest.LogCaptureFixture) -> None:
