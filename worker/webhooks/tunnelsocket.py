@@ -17,7 +17,7 @@ from worker.ports import Ports
 CONNECT_LIMIT: Final = 10.0  # seconds for a connection with TLS, and again for the websocket
 LINGER: Final = 0.5  # seconds for the server to take the last bytes, and to close its end
 MAX_ANSWER: Final = 128 * 1024  # bytes, of the answer to the handshake and what comes with it
-RECEIVE: Final = 64 * 1024  # bytes at once
+RECEIVE: Final = 8 * 1024  # bytes at once, in which a server may hide thousands of tiny fragments
 
 
 E = TypeVar("E", bound=BaseException)
