@@ -82,14 +82,11 @@ async def test_a_log_is_followed_through_a_tunnel_that_breaks_and_pretends_not_t
             assert digest(reader.content) == digest((await world.log(task_id)).encode())
 
 
-@pytest.mark.parametrize(
-    ("audience", "words"), [("another", r"it answered 401; check webhooks\.websocktunnel\.audience")]
-)
-async def test_a_worker_that_the_tunnel_refuses_does_not_begin(tmp_path: Path, audience: str, words: str) -> None:
+async def test_a_worker_that_the_tunnel_refuses_does_not_begin(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with (
             open_world(tmp_path) as world,
             open_tunnel_server(secret=world.embedded.tunnel_secret, audience="e2e") as server,
         ):
-            with pytest.raises(FatalWorkerFault, match=words):
-                await world.run_worker(world.config(webhooks=tunnel(server.url, audience)))
+            with pytest.raises(FatalWorkerFault, match=r"it answered 401; check webhooks\.websocktunnel\.audience"):
+                await world.run_worker(world.config(webhooks=tunnel(server.url, "another")))

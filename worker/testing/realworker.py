@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import subprocess
@@ -25,21 +26,32 @@ class RealWorker:
     def __init__(self, process: trio.Process) -> None:
         self.process = process
         self._said = ""
+        self._over = False
+        self._more = trio.Event()
+
+    async def listen(self) -> None:
+        """Take what it says on stderr, to the end: it would wait where nobody does."""
+        assert self.process.stderr is not None
+        decoder = codecs.getincrementaldecoder("utf-8")()  # a read may end within a character
+        async for chunk in self.process.stderr:
+            self._say(decoder.decode(chunk))
+        self._over = True
+        self._say(decoder.decode(b"", final=True))
+
+    def _say(self, text: str) -> None:
+        self._said += text
+        self._more.set()
+        self._more = trio.Event()
 
     async def hear(self, text: str) -> None:
         """Return when it has said that, on stderr."""
-        assert self.process.stderr is not None
         with trio.fail_after(30):
             while text not in self._said:
-                chunk = await self.process.stderr.receive_some()
-                assert chunk, self._said
-                self._said += chunk.decode()
+                assert not self._over, self._said
+                await self._more.wait()
 
     async def end(self) -> int:
         """Its exit code, when it has ended."""
-        assert self.process.stderr is not None
-        async for chunk in self.process.stderr:
-            self._said += chunk.decode()
         return await self.process.wait()
 
 
@@ -74,8 +86,12 @@ async def real_worker(
         cwd=ROOT,
     )
     assert process.stderr is not None
+    worker = RealWorker(process)
     try:
-        yield RealWorker(process)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.listen)
+            yield worker
+            nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
             if process.poll() is None:

@@ -115,7 +115,11 @@ class TunnelServer:
     async def handle(self, stream: trio.SocketStream) -> None:
         """Serve a worker or a viewer, to its end."""
         try:
-            head = await _read_head(stream)
+            try:
+                head = await _read_head(stream)
+            except ValueError:
+                await _answer(stream, 400)
+                return
             if head is None:
                 return
             client_id = head.get(b"x-websocktunnel-id")
@@ -169,10 +173,10 @@ class TunnelServer:
         now = self.ports.now().timestamp()
         try:
             claims = read_jwt(self.secret, token[1].decode())
-        except ValueError:
+            right = (claims["tid"], claims["aud"]) == (client_id.decode(), self.audience)
+            return 0 if right and claims["nbf"] <= now < claims["exp"] else 401
+        except (ValueError, KeyError, TypeError):
             return 401
-        right = (claims["tid"], claims["aud"]) == (client_id.decode(), self.audience)
-        return 0 if right and claims["nbf"] <= now < claims["exp"] else 401
 
     # Viewers
 
@@ -299,6 +303,7 @@ class _Again(trio.abc.Stream):
 
 
 async def _read_head(stream: trio.SocketStream) -> Head | None:
+    """None where it ends before that, or is too long. Raises ValueError where the first line is no request's."""
     data = b""
     while b"\r\n\r\n" not in data:
         more = await stream.receive_some(CHUNK)

@@ -6,6 +6,7 @@ One task reads the websocket, one writes it, one sends pings; the users of strea
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from types import TracebackType
 from typing import Final
@@ -30,7 +31,7 @@ from worker.webhooks.wsmux import (
 )
 
 PING_INTERVAL: Final = 20.0  # seconds (facts page, 5)
-CLOSE_LIMIT: Final = 1.0  # seconds for saying goodbye to a peer that broke the protocol
+CLOSE_LIMIT: Final = 0.5  # seconds for what is left to be said at the end
 
 # Bytes of ACKs and FINs that may wait beside the data. A peer that keeps to the protocol does not get that far: each of
 # 1000 streams has at most half a dozen of them on their way.
@@ -56,18 +57,23 @@ class Mux:
         self._streams: dict[int, MuxStream] = {}
         self._ping_interval = ping_interval
         self._patience = 2 * ping_interval
+        self._offered: Callable[[MuxStream], None] = MuxStream.abandon
         self._work = ParkingLot()  # for the writer
-        self._room = ParkingLot()  # for the reader, while too much waits for the writer
+        self.room = ParkingLot()  # for the reader and for whose turn it is, while too much waits for the writer
+        self.turn = trio.StrictFIFOLock()  # to send a frame
         # They end it: the one's deadline moves whenever something is heard, the other has one while it is written.
         self._hearing = trio.CancelScope()
         self._writing = trio.CancelScope()
+        self._message = trio.CancelScope()  # what is being written, which ends at `_end` at the latest
+        self._end = inf
 
     async def run(self, offered: Callable[[MuxStream], None]) -> str:
         """Serve until the websocket ends; returns why it did. Then, also when cancelled, all streams are broken.
 
         `offered` gets each stream that the peer opens, accepted already. It must neither block nor raise. The websocket
-        is left for the caller to close.
+        is left for the caller to close. Cancelled, it sends what streams have passed to it, for half a second at most.
         """
+        self._offered = offered
         reason = f"nothing was heard for {self._patience:g} s"
         try:
             with self._hearing, self._writing:
@@ -75,10 +81,18 @@ class Mux:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._ping)
-                    reason = await self._read(offered)
-                    nursery.cancel_scope.cancel()
+                    given_up = True
+                    try:
+                        reason = await self._read()
+                    except trio.Cancelled:
+                        given_up = self._hearing.cancel_called or self._writing.cancel_called
+                        raise
+                    finally:
+                        self._end = trio.current_time() + (0 if given_up else CLOSE_LIMIT)
+                        self._message.deadline = self._end
+                        nursery.cancel_scope.cancel()
         finally:
-            self._tell(self._machine.connection_lost(), offered)
+            self._tell(self._machine.connection_lost())
         return f"nothing was taken for {self._patience:g} s" if self._writing.cancelled_caught else reason
 
     async def open(self) -> MuxStream:
@@ -93,22 +107,22 @@ class Mux:
             while not stream.accepted:
                 with trio.move_on_at(self._machine.deadline()):
                     await stream.sender.park()
-                self._tell(self._machine.expire(trio.current_time()), lambda _: None)
+                self._tell(self._machine.expire(trio.current_time()))
                 stream.check_usable()
         except BaseException:
             stream.abandon()
             raise
         return stream
 
-    async def _read(self, offered: Callable[[MuxStream], None]) -> str:
+    async def _read(self) -> str:
         most = self._machine.limits.max_outgoing + MAX_CONTROL
         while True:
             while self._machine.statistics().outgoing > most:
-                await self._room.park()
+                await self.room.park()
             try:
                 message = await self._websocket.get_message()
                 self._hear()
-                self._tell(self._machine.receive(message, trio.current_time()), offered)
+                self._tell(self._machine.receive(message, trio.current_time()))
             except ConnectionClosed as closed:
                 return f"it was closed with code {closed.reason.code}" if closed.reason else "it was closed"
             except ProtocolError as error:
@@ -122,17 +136,17 @@ class Mux:
             if not messages:
                 await self._work.park()
                 continue
-            self._room.unpark_all()
-            for stream in self._streams.values():
-                stream.sender.unpark_all()
+            self.room.unpark_all()
             for message in messages:
                 self._writing.deadline = trio.current_time() + self._patience
-                try:
+                # Shielded, as after one that was cut off nothing could be said any more. Where the websocket is closed,
+                # the reader hears of it, and must not wait for room until then.
+                with (
+                    suppress(ConnectionClosed),
+                    trio.CancelScope(deadline=self._end, shield=True) as self._message,
+                ):
                     await self._websocket.send_message(message)
-                except ConnectionClosed:
-                    return  # the reader hears of it
-                finally:
-                    self._writing.deadline = inf
+                self._writing.deadline = inf
 
     async def _ping(self) -> None:
         while True:
@@ -146,7 +160,7 @@ class Mux:
     def _hear(self) -> None:
         self._hearing.deadline = trio.current_time() + self._patience
 
-    def _tell(self, events: list[Event], offered: Callable[[MuxStream], None]) -> None:
+    def _tell(self, events: list[Event]) -> None:
         for event in events:
             stream = self._streams.get(event.stream_id)
             match event:
@@ -154,7 +168,7 @@ class Mux:
                     # An id may come again: it may still be that of a stream which has ended.
                     stream = self._streams[stream_id] = MuxStream(self, stream_id)
                     self._machine.accept(stream_id)
-                    offered(stream)
+                    self._offered(stream)
                 case Aborted(stream_id, reason) if stream:
                     del self._streams[stream_id]
                     stream.abort(reason)
@@ -199,25 +213,23 @@ class MuxStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data`, as fast as the other end reads and the streams beside this one permit."""
         with self._sending, memoryview(data) as rest:
+            await trio.lowlevel.checkpoint()
+            self._check_sendable()
             sent = 0
-            while True:
-                # One frame a turn, so that streams share the way evenly.
-                await trio.lowlevel.checkpoint()
-                size = min(len(rest) - sent, self._sendable())
-                if sent == len(rest):
-                    return
-                if size:
+            while sent < len(rest):
+                await self._wait_credit()
+                # One frame a turn, in the order of asking: so all get on, however many they are.
+                async with self._mux.turn:
+                    while not (size := self._sendable()):
+                        await self._mux.room.park()
                     self._machine.send(self.id, bytes(rest[sent : sent + size]))
-                    sent += size
-                else:
-                    await self.sender.park()
+                sent += size
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until something can be sent."""
+        """Wait until the other end takes something."""
         with self._sending:
             await trio.lowlevel.checkpoint()
-            while not self._sendable():
-                await self.sender.park()
+            await self._wait_credit()
 
     async def send_eof(self) -> None:
         """Send no more."""
@@ -282,11 +294,20 @@ class MuxStream(trio.abc.HalfCloseableStream):
         if self._broken:
             raise trio.BrokenResourceError(self._broken)
 
+    async def _wait_credit(self) -> None:
+        self._check_sendable()
+        while not self._machine.credit(self.id):
+            await self.sender.park()
+            self._check_sendable()
+
     def _sendable(self) -> int:
+        self._check_sendable()
+        return self._machine.sendable(self.id)
+
+    def _check_sendable(self) -> None:
         self.check_usable()
         if self._finished:
             raise trio.ClosedResourceError("send_eof was called")
-        return self._machine.sendable(self.id)
 
     @property
     def _machine(self) -> Connection:
@@ -298,6 +319,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._unread.clear()
         self.sender.unpark_all()
         self._receiver.unpark_all()
+        self._mux.room.unpark_all()
 
 
 class _Alone:

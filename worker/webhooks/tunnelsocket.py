@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from math import inf
 from typing import Final, TypeVar
 
@@ -15,11 +15,14 @@ from trio_websocket import ConnectionRejected, WebSocketConnection, wrap_client_
 from worker.ports import Ports
 
 CONNECT_LIMIT: Final = 10.0  # seconds for a connection with TLS, and again for the websocket
+LINGER: Final = 0.5  # seconds for the server to take the last bytes, and to close its end
 MAX_ANSWER: Final = 128 * 1024  # bytes, of the answer to the handshake and what comes with it
-RECEIVE: Final = 64 * 1024  # bytes at once
+RECEIVE: Final = 8 * 1024  # bytes at once, in which a server may hide thousands of tiny fragments
 
 
 E = TypeVar("E", bound=BaseException)
+
+Socket = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class Unreachable(Exception):
@@ -38,16 +41,16 @@ class Refused(Exception):
 async def open_websocket(
     ports: Ports, url: httpx.URL, headers: Sequence[tuple[bytes, bytes]], max_message_size: int
 ) -> AsyncGenerator[WebSocketConnection, None]:
-    """A websocket at `url`, ws or wss, for as long as the block lasts; then its connection is closed at once.
+    """A websocket at `url`, ws or wss, for as long as the block lasts; then its connection is closed within LINGER.
 
     Raises `Unreachable`, which also ends the block when the server does what no websocket may; `Refused`; and what the
     block raises, as it is. No text has any of the headers.
     """
     stream = _Guarded(await _connect(ports, url))
+    websocket: WebSocketConnection | None = None
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            websocket: WebSocketConnection | None = None
             with trio.move_on_after(CONNECT_LIMIT) as stream.opening:
                 websocket = await wrap_client_stream(
                     nursery,
@@ -71,12 +74,15 @@ async def open_websocket(
     except* Exception as errors:  # noqa: BLE001  # trio-websocket's reader lets out whatever a server provokes
         failure = Unreachable(f"it broke the websocket: {type(_first(errors)).__name__}")
     finally:
+        if websocket is not None:
+            with trio.move_on_after(LINGER, shield=True):
+                await stream.linger()
         await stream.aclose()
     if failure is not None:
         raise failure
 
 
-async def _connect(ports: Ports, url: httpx.URL) -> trio.abc.Stream:
+async def _connect(ports: Ports, url: httpx.URL) -> Socket:
     port = url.port or (443 if url.scheme == "wss" else 80)
     try:
         with trio.fail_after(CONNECT_LIMIT):
@@ -106,7 +112,7 @@ def _first(group: BaseExceptionGroup[E]) -> E:
 class _Guarded(trio.abc.Stream):
     """A stream whose end, or an answer that is too long, ends the waiting for the websocket."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: Socket) -> None:
         self.opening = trio.CancelScope()
         self._stream = stream
         self._left: float = MAX_ANSWER
@@ -134,6 +140,14 @@ class _Guarded(trio.abc.Stream):
         except trio.BrokenResourceError:
             self.opening.cancel()
             raise
+
+    async def linger(self) -> None:
+        """Wait until the other end has taken what was sent: closing, with something unread, would call that back."""
+        transport = self._stream.transport_stream if isinstance(self._stream, trio.SSLStream) else self._stream
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await transport.send_eof()
+            while await transport.receive_some():
+                pass
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()

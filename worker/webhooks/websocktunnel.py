@@ -7,6 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from math import inf
 from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
@@ -85,6 +86,7 @@ class Websocktunnel:
         self._token: Token | None = None
         self._streams = 0
         self._has_started = False
+        self._connected_at = inf
         self._given_up = ""
         self._trouble = ""
         self._settled = trio.Event()  # connected, or given up
@@ -116,7 +118,7 @@ class Websocktunnel:
         """Exchanges run in `exchanges`: they are not waited for when a connection ends."""
         wait = 0.0
         while True:
-            began = trio.current_time()
+            self._connected_at = inf
             try:
                 reason = await self._connect(outside, exchanges)
             except GivenUp as error:
@@ -126,7 +128,7 @@ class Websocktunnel:
                 return
             self._tell(outside, f"{reason}; it is tried again", logging.WARNING)
             # One that ends soon must not be followed by the next at once: two workers of one id end each other's.
-            if trio.current_time() - began > self._config.reconnect.longest.total_seconds():
+            if trio.current_time() - self._connected_at > self._config.reconnect.longest.total_seconds():
                 wait = 0.0
             wait = next_wait(wait, self._config.reconnect, self._ports.random.random())
             await trio.sleep(wait)
@@ -144,7 +146,8 @@ class Websocktunnel:
         except Unreachable as error:
             return str(error)
         except Refused as error:
-            if error.status >= 500:
+            # Later an answer that is no refusal is that of something before the server, which may pass.
+            if error.status >= 500 or (self._has_started and error.status < 400):
                 return str(error)
             raise GivenUp(f"{error}; {REMEDIES.get(error.status, REMEDIES[404])}") from None
         except QueueError as error:
@@ -162,14 +165,16 @@ class Websocktunnel:
             outside.at(str(base).rstrip("/"))
             self._tell(outside, "", logging.INFO)
             self._settled.set()
+            self._connected_at = trio.current_time()
             mux = Mux(websocket, Role.CLIENT, ping_interval=self._config.ping_interval.total_seconds())
             return await mux.run(partial(self._offered, "https" if base.scheme == "https" else "http", exchanges))
 
     async def _usable_token(self) -> str:
         if self._token is None or self._token.expires - self._ports.now() < RENEW_BEFORE:
-            self._token = await self._fetch_token(self._config.audience, self._client_id)
-        if not TOKEN.fullmatch(self._token.token):
-            raise Unreachable("the auth service gave what is no token")
+            token = await self._fetch_token(self._config.audience, self._client_id)
+            if not TOKEN.fullmatch(token.token):
+                raise Unreachable("the auth service gave what is no token")
+            self._token = token
         return self._token.token
 
     def _offered(self, scheme: Scheme, exchanges: trio.Nursery, stream: MuxStream) -> None:

@@ -22,6 +22,8 @@ WINDOW = 4 * MIB
 LIMIT = 4000.0  # seconds, virtual ones where a test has those, against tests that hang
 DAT, SYN, ACK, FIN = range(4)
 
+Pipe = trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]
+
 
 @asynccontextmanager
 async def open_nursery() -> AsyncGenerator[trio.Nursery, None]:
@@ -62,7 +64,7 @@ async def accept_websocket(stream: trio.abc.Stream, *headers: bytes) -> None:
 
 
 @asynccontextmanager
-async def open_raw() -> AsyncGenerator[tuple[WebSocketConnection, trio.abc.Stream], None]:
+async def open_raw() -> AsyncGenerator[tuple[WebSocketConnection, Pipe], None]:
     """A client's websocket, and the bare stream of a server that has accepted it; nothing is sent that is not read."""
     near, far = lockstep_stream_pair()
 

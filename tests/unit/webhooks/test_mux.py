@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from hashlib import sha256
 from random import Random
 
@@ -20,6 +21,26 @@ SMALL = Limits(window=1000, max_payload=100, max_frame=2000)
 
 async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
     return b"".join([bytes(chunk) async for chunk in stream])
+
+
+async def read_frame(stream: trio.abc.Stream) -> bytes:
+    """The frame in a websocket message of a client's (RFC 6455, 5.2), unmasked."""
+    head = await read_exactly(stream, 2)
+    length = head[1] & 0x7F
+    if length > 125:
+        length = int.from_bytes(await read_exactly(stream, 2 if length == 126 else 8))
+    mask = await read_exactly(stream, 4)
+    masked = await read_exactly(stream, length)
+    return bytes(byte ^ mask[i % 4] for i, byte in enumerate(masked))
+
+
+async def read_exactly(stream: trio.abc.Stream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = await stream.receive_some(size - len(data))
+        assert more
+        data += more
+    return data
 
 
 # Streams
@@ -127,6 +148,60 @@ async def test_who_does_not_read_holds_up_nobody_else() -> None:
         got = 0
         while got < 3 * WINDOW:
             got += len(await answering.receive_some())
+        nursery.cancel_scope.cancel()
+
+
+async def test_senders_take_turns_however_many_they_are() -> None:
+    async with open_client() as (peer, streams), trio.open_nursery() as nursery:
+        for stream_id in range(0, 200, 2):
+            await peer.open(stream_id)
+        for stream in [await streams.receive() for _ in range(100)]:
+            nursery.start_soon(stream.send_all, bytes(WINDOW))
+        while not min(map(len, peer.data.values())):
+            await peer.receive()
+        assert max(map(len, peer.data.values())) <= 2 * 65536
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("by", ["cancelled", "closed"])
+async def test_a_sender_that_gives_up_its_turn_holds_up_nobody(by: str) -> None:
+    async with open_raw() as (client, far), trio.open_nursery() as nursery:
+        offered, streams = trio.open_memory_channel[MuxStream](3)
+        nursery.start_soon(Mux(client, Role.CLIENT).run, offered.send_nowait)
+        for stream_id in (0, 2, 4):
+            await far.send_all(bytes([0x82, 5, SYN, stream_id, 0, 0, 0]))
+        full, waiting, last = [await streams.receive() for _ in range(3)]
+        nursery.start_soon(full.send_all, bytes(WINDOW))
+        await wait_all_tasks_blocked()
+
+        async def give_up(scope: trio.CancelScope) -> None:
+            with scope, suppress(trio.ClosedResourceError):
+                await waiting.send_all(b"x")
+
+        scope = trio.CancelScope()
+        nursery.start_soon(give_up, scope)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(read_all, far)
+        await waiting.aclose() if by == "closed" else scope.cancel()
+        await last.send_all(b"x")
+        nursery.cancel_scope.cancel()
+
+
+async def test_whatever_is_new_waits_behind_little() -> None:
+    """A viewer who asks while another one downloads must not wait for megabytes, on a slow link."""
+    async with open_raw() as (client, far), trio.open_nursery() as nursery:
+        offered, streams = trio.open_memory_channel[MuxStream](1)
+        nursery.start_soon(Mux(client, Role.CLIENT).run, offered.send_nowait)
+        await far.send_all(bytes([0x82, 5, SYN, 0, 0, 0, 0]))
+        nursery.start_soon((await streams.receive()).send_all, bytes(WINDOW))
+        await wait_all_tasks_blocked()
+        await far.send_all(bytes([0x82, 5, SYN, 2, 0, 0, 0]))
+        nursery.start_soon((await streams.receive()).send_all, b"line")
+        await wait_all_tasks_blocked()
+        before = 0
+        while len(frame := await read_frame(far)) > 9 or frame[:2] != bytes([DAT, 2]):
+            before += len(frame)
+        assert before < 4 * 65536
         nursery.cancel_scope.cancel()
 
 
@@ -301,9 +376,6 @@ async def test_what_a_peer_makes_us_answer_does_not_pile_up(autojump_clock: Mock
     """It opens and closes streams without end, and takes none of the answers."""
     sent = 0
 
-    def refuse(stream: MuxStream) -> None:
-        stream.abandon()
-
     async def flood() -> None:
         nonlocal sent
         for stream_id in range(0, 2_000_000, 2):
@@ -312,7 +384,7 @@ async def test_what_a_peer_makes_us_answer_does_not_pile_up(autojump_clock: Mock
 
     async with open_raw() as (client, far), trio.open_nursery() as nursery:
         nursery.start_soon(flood)
-        reason = await Mux(client, Role.CLIENT, Limits(max_outgoing=1000)).run(refuse)
+        reason = await Mux(client, Role.CLIENT, Limits(max_outgoing=1000)).run(MuxStream.abandon)
         assert reason in {"nothing was heard for 40 s", "nothing was taken for 40 s"}
         assert sent < 20_000
         nursery.cancel_scope.cancel()
@@ -367,7 +439,31 @@ async def test_when_the_websocket_ends_all_streams_break() -> None:
         assert peer.ended == "it was closed with code 1001"
 
 
-async def test_cancelled_it_ends_at_once_though_everything_is_stuck(autojump_clock: MockClock) -> None:
+async def test_cancelled_it_first_sends_what_was_passed_to_it(autojump_clock: MockClock) -> None:
+    said = 65_536
+    async with open_raw() as (client, far), trio.open_nursery() as nursery:
+        offered, streams = trio.open_memory_channel[MuxStream](1)
+        running = await nursery.start(cancellable, Mux(client, Role.CLIENT), offered)
+        await far.send_all(bytes([0x82, 5, SYN, 0, 0, 0, 0]))
+        await (await streams.receive()).send_all(bytes(said))
+        await wait_all_tasks_blocked()
+        running.cancel()
+        await wait_all_tasks_blocked()
+        while said:
+            frame = await read_frame(far)
+            if frame[0] == DAT:
+                said -= len(frame) - 5
+
+
+async def cancellable(
+    mux: Mux, offered: trio.MemorySendChannel[MuxStream], task_status: trio.TaskStatus[trio.CancelScope]
+) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await mux.run(offered.send_nowait)
+
+
+async def test_cancelled_it_ends_within_half_a_second_though_everything_is_stuck(autojump_clock: MockClock) -> None:
     offered, streams = trio.open_memory_channel[MuxStream](1)
     async with open_raw() as (client, far), trio.open_nursery() as nursery:
         with trio.CancelScope() as scope:
@@ -377,5 +473,24 @@ async def test_cancelled_it_ends_at_once_though_everything_is_stuck(autojump_clo
                 running.start_soon((await streams.receive()).send_all, bytes(9 * MIB))
                 await wait_all_tasks_blocked()
                 scope.cancel()
-        assert trio.current_time() == 0
+        assert trio.current_time() == 0.5
         nursery.cancel_scope.cancel()
+
+
+async def test_a_broken_connection_is_noticed_though_the_reader_waits_for_room(autojump_clock: MockClock) -> None:
+    async def flood() -> None:
+        with suppress(trio.BrokenResourceError):
+            for stream_id in range(0, 2_000_000, 2):
+                await far.send_all(bytes([0x82, 5, SYN]) + struct.pack("<I", stream_id))
+
+    async with open_raw() as (client, far), trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            assert await Mux(client, Role.CLIENT).run(MuxStream.abandon) == "it was closed with code 1006"
+            assert trio.current_time() == 0
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(flood)
+        nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+        await far.receive_stream.aclose()

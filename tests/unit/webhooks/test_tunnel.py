@@ -11,6 +11,8 @@ import trio
 import trio_websocket
 from tunnel_world import NAME, App, dechunked, open_world, pattern
 
+from worker.embedded.api_common import sign_jwt
+
 MIB = 1024 * 1024
 LARGE = {"requestBody": "64 MiB"}
 
@@ -153,6 +155,22 @@ async def test_no_more_exchanges_at_once_than_connections() -> None:
         await one.aclose()
         await app.left.wait()
         await two.aclose()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"nonsense", b"400"),
+        (b"GET / HTTP/1.1\r\nx-websocktunnel-id: w1\r\nAuthorization: Bearer TOKEN", b"401"),
+    ],
+)
+async def test_what_makes_no_sense_does_not_end_the_server_of_the_tests(request_: bytes, status: bytes) -> None:
+    async with open_world() as world, world.webhooks.attach(App()) as url:
+        token = sign_jwt({}, world.server.secret).encode()
+        stranger = await trio.open_tcp_stream("127.0.0.1", world.server.port)
+        await stranger.send_all(request_.replace(b"TOKEN", token) + b"\r\n\r\n")
+        assert (await rest_of(stranger)).startswith(b"HTTP/1.1 " + status)
+        assert (await world.viewer.get(f"{url}hello")).status_code == 200
 
 
 @pytest.mark.parametrize("pretends", [True, False])

@@ -10,11 +10,13 @@ from itertools import pairwise
 import httpx
 import pytest
 import trio
-from tunnel_world import NAME, App, open_server, open_world, tunnel_config
+from tunnel_world import NAME, App, dechunked, open_server, open_world, pattern, tunnel_config
 
 from worker.errors import FatalWorkerFault
 from worker.ports import Ports
 from worker.queue.errors import Forbidden, Unavailable
+from worker.queue.models import WebsocktunnelTokenResponse
+from worker.testing.tunnel import TunnelAuth
 from worker.webhooks import Webhooks, open_webhooks
 from worker.webhooks.websocktunnel import Websocktunnel
 
@@ -194,6 +196,32 @@ async def test_a_worker_that_is_refused_later_goes_on_without_a_tunnel(
         assert f"it answered {refusals[0]}; ch" in told.messages[-1]
 
 
+@pytest.mark.parametrize("status", [200, 302])
+async def test_an_answer_that_is_no_refusal_may_pass(status: int, told: Told) -> None:
+    """A load balancer says such things while there is nobody behind it."""
+    async with open_world() as world:
+        world.server.refusals = [status]
+        told.messages.clear()
+        world.link.cut()
+        await told.wait_for(f"it answered {status}")
+        await told.wait_for("connected")
+
+
+class Mistaken(TunnelAuth):
+    """Gives what is no token, once."""
+
+    async def websocktunnel_token(self, audience: str, client: str) -> WebsocktunnelTokenResponse:
+        token = await super().websocktunnel_token(audience, client)
+        return token.model_copy(update={"token": "no token"}) if self.given == 1 else token
+
+
+async def test_what_is_no_token_is_not_kept() -> None:
+    async with open_server() as (server, link, _):
+        config = tunnel_config(link.port, connectWithin="5 s")
+        async with open_webhooks(Ports(), config, Mistaken(server), NAME):
+            assert list(server.tunnels) == [NAME.encode()]
+
+
 async def test_no_token_is_in_any_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with open_world() as world:
@@ -316,6 +344,27 @@ async def test_it_ends_at_once_whatever_is_under_way(stalled: bool) -> None:
                 scope.cancel()
         assert trio.current_time() - began < 2
         assert app.left.is_set()
+
+
+async def test_what_was_said_before_the_end_arrives() -> None:
+    app = App()
+    size = 2 * 1024 * 1024
+    answer = bytearray()
+
+    async def read(url: httpx.URL) -> None:
+        async with await trio.open_tcp_stream(url.host, url.port or 80) as viewer:
+            await viewer.send_all(b"GET " + url.raw_path + b"say?%d HTTP/1.1\r\nHost: x\r\n\r\n" % size)
+            async for chunk in viewer:
+                answer.extend(chunk)
+
+    async with open_server() as (_, link, auth), trio.open_nursery() as viewers:
+        config = tunnel_config(link.port)
+        async with open_webhooks(Ports(), config, auth, NAME) as webhooks, webhooks.attach(app) as url:
+            link.rate = 8 * 1024 * 1024
+            parsed = httpx.URL(url)
+            viewers.start_soon(read, parsed)
+            await app.said.wait()
+    assert dechunked(bytes(answer)) == b"".join(pattern(size))
 
 
 async def drain(url: str) -> None:

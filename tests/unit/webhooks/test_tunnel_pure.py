@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
+import trio
 from pydantic import ValidationError
+from trio.testing import MockClock
 
+from worker.ports import Ports
+from worker.queue.errors import Unavailable
 from worker.schema import JsonObject, problems_of
-from worker.webhooks import WebhooksConfig
+from worker.webhooks import Webhooks, WebhooksConfig
 from worker.webhooks.tunnelconfig import ReconnectConfig, WebsocktunnelConfig, next_wait
-from worker.webhooks.websocktunnel import GivenUp, granted_url
+from worker.webhooks.websocktunnel import GivenUp, Scheme, Token, Websocktunnel, granted_url
 
 
 def test_waits_grow_by_half_more_or_less_and_are_limited() -> None:
@@ -24,6 +29,28 @@ def test_waits_grow_by_half_more_or_less_and_are_limited() -> None:
         wait = next_wait(wait, config, rng.random())
         assert 0.25 <= wait <= 60
     assert wait == 60
+
+
+async def test_waits_do_not_begin_anew_after_an_attempt_that_took_long(autojump_clock: MockClock) -> None:
+    """Only a connection that lasted does that: what answers late may have too much to do already."""
+    began: list[float] = []
+    slowness = 120.0
+
+    async def fetch(audience: str, client: str) -> Token:
+        began.append(trio.current_time())
+        await trio.sleep(slowness)
+        raise Unavailable("auth.websocktunnelToken", 1, "503")
+
+    async def serve(stream: trio.abc.Stream, scheme: Scheme) -> None:
+        raise AssertionError("nobody asks")
+
+    provider = Websocktunnel(Ports(), WebsocktunnelConfig.model_validate(TUNNEL), "w1", fetch, serve, 10)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(provider.run, Webhooks(Ports()))
+        await trio.sleep(3600)
+        nursery.cancel_scope.cancel()
+    waits = [after - before - slowness for before, after in pairwise(began)]
+    assert waits[-1] > 30
 
 
 @pytest.mark.parametrize("value", [b"https://t.example/w1", b"http://127.0.0.1:80/w1/"])

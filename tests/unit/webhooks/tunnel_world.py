@@ -27,6 +27,7 @@ class App:
 
     def __init__(self) -> None:
         self.entered = trio.Event()
+        self.said = trio.Event()
         self.left = trio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,6 +75,14 @@ class App:
         await send({"type": "http.response.body", "body": b"begin", "more_body": True})
         while (await receive())["type"] != "http.disconnect":
             pass
+
+    async def _say(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends as many bytes as the query says, and does not end."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for chunk in pattern(int(scope["query_string"])):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self.said.set()
+        await trio.sleep_forever()
 
     async def _flood(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})

@@ -158,12 +158,15 @@ class Connection:
         self._send(stream, Ack(stream_id, stream.window))
         del self._deadlines[stream_id]
 
-    def sendable(self, stream_id: int) -> int:
-        """How many bytes `send` takes now: 0 while there is no credit, while messages are to be taken, or for good."""
+    def credit(self, stream_id: int) -> int:
+        """How many bytes the peer takes: 0 for now, or for good."""
         stream = self._streams.get(stream_id)
-        if stream is None or not stream.may_send(Dat):
-            return 0
-        return max(0, min(stream.credit, self.limits.max_payload, self.limits.max_outgoing - self._outgoing_bytes))
+        return stream.credit if stream is not None and stream.may_send(Dat) else 0
+
+    def sendable(self, stream_id: int) -> int:
+        """How many bytes `send` takes now: 0 while there is no `credit`, or while messages are to be taken."""
+        room = self.limits.max_outgoing - self._outgoing_bytes
+        return max(0, min(self.credit(stream_id), self.limits.max_payload, room))
 
     def send(self, stream_id: int, data: bytes) -> None:
         """Send bytes, in one frame: no more than `sendable` says."""

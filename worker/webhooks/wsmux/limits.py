@@ -29,7 +29,7 @@ class Limits:
     max_frame: int = HEADER + WINDOW  # received; nobody has credit for more
     max_payload: int = 64 * 1024  # of a frame that we send, so that a long answer does not hold up the others
     max_unread: int = 64 * 1024 * 1024  # of all streams
-    max_outgoing: int = 1024 * 1024  # of all streams' data, waiting in `take_messages`
+    max_outgoing: int = 64 * 1024  # of all streams' data, waiting in `take_messages`: whatever is new comes behind it
 
 
 @dataclass(frozen=True, slots=True)
