@@ -20,7 +20,7 @@ from bench.load import create_tasks, open_client
 from bench.parameters import Parameters
 from bench.processes import BenchmarkFailed, Deployment, cpu_of, ended, open_queue
 from bench.report import figure, load_average, machine, quantile, table
-from bench.static import open_bare, open_nginx
+from bench.static import PROGRAM, open_bare, open_nginx
 from worker.model import RunKey
 from worker.ports import Ports
 from worker.queue.errors import NotFound
@@ -146,15 +146,17 @@ async def _live_log(queue: Deployment, task_id: str) -> str | None:
 
 
 async def _ask_others(folder: Path, question: Question, size: int) -> list[Answer]:
-    """nginx and hypercorn alone send a file of as many bytes."""
+    """nginx, where it is installed, and hypercorn alone send a file of as many bytes."""
     root = folder / "static"
     root.mkdir(exist_ok=True)
     path = root / "log"
     path.write_bytes((b"0" * (writing.LINE - 1) + b"\n") * (size // writing.LINE))
-    async with open_nginx(folder, root) as (pid, url):
-        nginx = await _view(f"{url}/log", pid, "nginx", question)
+    answers = []
+    if PROGRAM is not None:
+        async with open_nginx(folder, root) as (pid, url):
+            answers.append(await _view(f"{url}/log", pid, "nginx", question))
     async with open_bare(path) as (pid, url):
-        return [nginx, await _view(url, pid, "hypercorn", question)]
+        return [*answers, await _view(url, pid, "hypercorn", question)]
 
 
 async def _view(

@@ -20,6 +20,8 @@ from bench.processes import BenchmarkFailed, ended
 CHUNK = 64 * 1024
 START_LIMIT = 10.0  # seconds
 
+PROGRAM = which("nginx", path="/usr/sbin:/usr/bin")
+
 NGINX = """
 daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
 events {{ worker_connections 2048; }}
@@ -34,15 +36,13 @@ http {{
 
 @asynccontextmanager
 async def open_nginx(folder: Path, root: Path) -> AsyncGenerator[tuple[int, str], None]:
-    """Its process id and the URL of the files in `root`. Raises BenchmarkFailed where it is not installed."""
-    program = which("nginx", path="/usr/sbin:/usr/bin")
-    if program is None:
-        raise BenchmarkFailed("nginx is not installed (Debian: nginx-light)")
+    """Its process id and the URL of the files in `root`. It must be installed: `PROGRAM`."""
+    assert PROGRAM is not None
     port = await _free_port()
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(folder=folder, root=root, port=port))
     process = await trio.lowlevel.open_process(
-        [program, "-p", str(folder), "-c", str(config)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [PROGRAM, "-p", str(folder), "-c", str(config)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     async with ended(process):
         await _listening(port)
