@@ -84,6 +84,7 @@ class WorkerConfig(Document):
     cancel_poll_interval: Duration = timedelta(seconds=10)
     kill_grace: Duration = timedelta(seconds=5)
     minimum_disk_space: Size = 10 * 2**30
+    minimum_inodes: Annotated[int, Field(ge=0)] = 10_000
     shutdown: ShutdownConfig = ShutdownConfig()
     limits: LimitsConfig = LimitsConfig()
     log: LogConfig = LogConfig()

@@ -7,6 +7,7 @@ namespace. The runs themselves are the queue's: their claims expire, and it runs
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -17,17 +18,18 @@ import trio
 
 from worker import cgroups, proctree
 from worker.errors import FatalWorkerFault
-from worker.folders import remove_folder
 from worker.freezer import own_freezer, thaw
 from worker.orphans import MARK
 from worker.ports import Ports
 from worker.process import AGAIN, KILL_LIMIT, owner_of
 from worker.proctree import Identity
+from worker.trash import FOLDER as TRASH
+from worker.trash import throw_away
 
 log = logging.getLogger("worker")
 
 LOCK = "lock"
-FOLDERS = ("tasks", "logs")  # with one entry for each run
+FOLDERS = ("tasks", "logs", "leased")  # of runs: nothing in them outlives the worker
 
 EndProcesses = Callable[[Ports, str], Awaitable[None]]
 
@@ -107,12 +109,11 @@ def _lock(work_dir: Path) -> int:
 
 
 def _remove_folders(work_dir: Path) -> None:
+    trash, numbers = work_dir / TRASH, itertools.count()
+    trash.mkdir(exist_ok=True, mode=0o700)
     for folder in FOLDERS:
         left = list((work_dir / folder).iterdir()) if (work_dir / folder).is_dir() else []
         for path in left:
-            if path.is_dir() and not path.is_symlink():
-                remove_folder(path)
-            else:
-                path.unlink()
+            throw_away(path, trash, numbers)
         if left:
-            log.warning("removed %d of an earlier worker's entries in %s", len(left), work_dir / folder)
+            log.warning("removes %d of an earlier worker's entries in %s", len(left), work_dir / folder)

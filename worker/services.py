@@ -8,8 +8,11 @@ from pathlib import Path
 
 import trio
 
+from worker.disk import Disk
 from worker.http import HttpClients
 from worker.ports import Ports
+from worker.queue.services import PurgeCache
+from worker.trash import Trash
 from worker.webhooks import Webhooks
 
 
@@ -27,6 +30,8 @@ class Identity:
 class Services:
     """Everything of the worker's that outlives a run. `work_dir` is the worker's alone; each uses a folder in it.
 
+    `trash` takes what is to be removed from it, and `disk` keeps room there. `purge_cache` has the worker's own
+    credentials; None where there is no deployment. `capacity` is how many runs there may be at once.
     `kill_grace` is the longest that any task gets from TERM to KILL: claims are given up that much before their end.
     `hurry` is set when the worker is told to end at once: from then on there is no grace any more.
     """
@@ -36,5 +41,9 @@ class Services:
     http: HttpClients
     webhooks: Webhooks
     work_dir: Path
+    trash: Trash
+    disk: Disk
     kill_grace: timedelta
+    capacity: int = 1
+    purge_cache: PurgeCache | None = None
     hurry: trio.Event = field(default_factory=trio.Event)

@@ -8,7 +8,6 @@ services        HTTP clients, webhook server, engine and plugins; beside the tas
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -21,19 +20,20 @@ from plugins.base import Plugin
 from worker.cancelpoll import CancelPoll
 from worker.claims import Claim, ClaimState, Finish, StopReason, Wait
 from worker.config import Config, WorkerConfig
+from worker.disk import Disk
 from worker.http import open_http
 from worker.model import Cause, CauseKind, RunKey
 from worker.ports import Ports
 from worker.process import KILL_LIMIT
-from worker.quantities import format_size
 from worker.queue.credentials import Credentials
 from worker.queue.deployment import Deployment
 from worker.queue.errors import ApiError, QueueError
 from worker.queue.models import TaskClaim
-from worker.queue.services import Auth, Queue
+from worker.queue.services import Auth, PurgeCache, Queue
 from worker.recovery import EndProcesses, end_leftovers, open_work_dir
 from worker.services import Identity, Services
 from worker.taskrun import TaskRun
+from worker.trash import open_trash
 from worker.watchdog import Expectation, OpenWatchdog, open_watchdog
 from worker.webhooks import Webhooks, WebhooksConfig, open_webhooks
 from worker.webhooks.tunnelconfig import default_client_id
@@ -84,6 +84,7 @@ class Supervisor:
         )
         self._changed = trio.Event()  # replaced whenever it is set
         self._asking = trio.CancelScope()
+        self._looking = trio.CancelScope()
         self._tasks = trio.CancelScope()
         self._disk_is_low = False
         self._claim_is_out = False
@@ -130,6 +131,7 @@ class Supervisor:
     def _finish(self, reason: StopReason) -> None:
         self._state.stopping(reason)
         self._on_stop()
+        self._looking.cancel()
         if self._claim_is_out and self._asking.deadline > trio.current_time() + STOPPING_CLAIM_LIMIT:
             self._asking.deadline = trio.current_time() + STOPPING_CLAIM_LIMIT
             log.info(
@@ -250,24 +252,21 @@ class Supervisor:
             log.warning("%s: could not be given back within %.0f s", key, GIVE_BACK_LIMIT)
 
     async def _disk_suffices(self) -> bool:
-        with self._watchdog.expects("a look at the disk", DISK_LIMIT):
-            try:
-                free = (await self._ports.run_sync(shutil.disk_usage, self._workshop.services.work_dir)).free
-            except OSError as error:  # Its tasks may yet come to their ends.
-                log.warning("workDir cannot be looked at: %s", error.strerror)
-                self._state.postponed(trio.current_time() + DISK_PAUSE)
+        """Whether there is room for another run, made by removing what nobody uses where it must be."""
+        lacking = "it takes long to make room in workDir"
+        with self._watchdog.expects("a look at the disk", DISK_LIMIT), trio.move_on_after(DISK_LIMIT) as self._looking:
+            if self._state.stop is not None:
                 return False
-        low = free < self._config.minimum_disk_space
-        if low:
+            try:
+                lacking = await self._workshop.services.disk.make_room()
+            except OSError as error:  # Its tasks may yet come to their ends.
+                lacking = f"workDir cannot be looked at: {error.strerror}"
+        if lacking and self._state.stop is None:
             self._state.postponed(trio.current_time() + DISK_PAUSE)
-        if low and not self._disk_is_low:
-            log.warning(
-                "claims nothing: %s are free in workDir, and minimumDiskSpace is %s",
-                format_size(free),
-                format_size(self._config.minimum_disk_space),
-            )
-        self._disk_is_low = low
-        return not low
+            if not self._disk_is_low:
+                log.warning("claims nothing: %s", lacking)
+        self._disk_is_low = bool(lacking)
+        return not lacking
 
 
 async def run_worker(
@@ -296,14 +295,28 @@ async def run_worker(
     async with (
         open_work_dir(ports, own.work_dir, end_processes),
         open_watchdog(own.limits.stuck.total_seconds()) as watchdog,
+        open_trash(ports, own.work_dir, hurry := trio.Event()) as trash,
     ):
+        disk = Disk(ports, own.work_dir, trash, own.minimum_disk_space, own.minimum_inodes)
         with watchdog.expects("the end of the worker") as ending:
             async with open_http(ports) as http:
                 deployment = Deployment(root_url, http, ports)
                 auth = Auth(deployment, lambda: credentials)
                 client_id = default_client_id(own.worker_group, own.worker_id)
                 async with open_webhooks(ports, config.webhooks, auth, client_id) as webhooks:
-                    services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)
+                    services = Services(
+                        identity,
+                        ports,
+                        http,
+                        webhooks,
+                        own.work_dir,
+                        trash,
+                        disk,
+                        own.kill_grace,
+                        own.capacity,
+                        PurgeCache(deployment, lambda: credentials),
+                        hurry,
+                    )
                     async with open_workshop(
                         config, services, deployment, extra_plugins or {}, extra_engines, watchdog
                     ) as workshop:

@@ -59,6 +59,8 @@ def joined(config: Config, queue: EmbeddedQueue, **worker: object) -> Config:
     given = config.worker.model_fields_set
     if "minimum_disk_space" not in given:
         worker.setdefault("minimum_disk_space", 0)
+    if "minimum_inodes" not in given:
+        worker.setdefault("minimum_inodes", 0)
     if "cancel_poll_interval" not in given:
         worker.setdefault("cancel_poll_interval", timedelta(seconds=1))
     credentials = Credentials(queue.credentials.client_id, queue.credentials.access_token)

@@ -185,11 +185,13 @@ class PurgeCache:
     def __init__(self, deployment: Deployment, credentials: CredentialsProvider) -> None:
         self.client = service(deployment, "purge-cache", credentials)
 
-    async def requests(self, task_queue_id: str, since: datetime | None = None) -> PurgeCacheRequestList:
+    async def requests(
+        self, task_queue_id: str, since: datetime | None = None, *, policy: RetryPolicy | None = None
+    ) -> PurgeCacheRequestList:
         """The purge requests for a task queue, newer than `since`."""
         query: Mapping[str, str] = {} if since is None else {"since": format_time(since)}
         return await self.client.call(
-            "purgeRequests", task_queue_id, query=query, parse=PurgeCacheRequestList.model_validate
+            "purgeRequests", task_queue_id, query=query, parse=PurgeCacheRequestList.model_validate, policy=policy
         )
 
 

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
+import trio
+
+from worker.disk import Disk
 from worker.http import HttpClients, open_http
 from worker.model import Cause, RunKey
 from worker.ports import Ports
@@ -32,11 +35,12 @@ from worker.queue.models import (
     S3ArtifactResponse,
     TaskDefinition,
 )
-from worker.queue.services import ArtifactAnswer, ArtifactRequest, Queue
+from worker.queue.services import ArtifactAnswer, ArtifactRequest, PurgeCache, Queue
 from worker.run import Run
 from worker.schema import Slice
 from worker.services import Identity, Services
 from worker.tasklog import open_tasklog
+from worker.trash import open_trash
 
 if TYPE_CHECKING:
     from worker.webhooks import Webhooks
@@ -147,12 +151,29 @@ async def log_text(run: Run[P]) -> str:
 
 @asynccontextmanager
 async def open_services(
-    folder: Path, *, ports: Ports | None = None, http: HttpClients | None = None, webhooks: Webhooks | None = None
+    folder: Path,
+    *,
+    ports: Ports | None = None,
+    http: HttpClients | None = None,
+    webhooks: Webhooks | None = None,
+    capacity: int = 1,
+    purge_cache: PurgeCache | None = None,
 ) -> AsyncGenerator[Services, None]:
     """The worker's services, with real HTTP clients unless some are given; without `webhooks` none can be attached."""
     ports = ports or Ports()
     work_dir = folder / "work"
-    work_dir.mkdir()
+    work_dir.mkdir(exist_ok=True)
     missing = cast("Webhooks", None)
-    async with open_http(ports) as real:
-        yield Services(IDENTITY, ports, http or real, webhooks or missing, work_dir, timedelta(seconds=5))
+    async with open_http(ports) as real, open_trash(ports, work_dir, trio.Event()) as trash:
+        yield Services(
+            IDENTITY,
+            ports,
+            http or real,
+            webhooks or missing,
+            work_dir,
+            trash,
+            Disk(ports, work_dir, trash, minimum_space=0, minimum_inodes=0),
+            timedelta(seconds=5),
+            capacity,
+            purge_cache,
+        )

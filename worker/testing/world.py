@@ -61,6 +61,7 @@ class World:
             "workerId": f"w{number}",
             "workDir": str(self.folder / f"work{number}"),
             "minimumDiskSpace": 0,
+            "minimumInodes": 0,
             "killGrace": 1,
         }
         return parse_config({**document, "worker": own | worker}, {})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 import trio
 
+from worker.disk import Room, look
 from worker.ports import Ports
 from worker.testing.simulation.chaos import seeded
 
@@ -24,14 +24,6 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 # What a dead worker may still do: give back what this process, which lives on, would have to keep.
 _RELEASING = {"close", "rmtree"}
 REMOVES_LOG = "_remove"  # the last that a run does with files
-
-
-class DiskUsage(NamedTuple):
-    """As `shutil.disk_usage` answers."""
-
-    total: int
-    used: int
-    free: int
 
 
 class SimulatedPorts(Ports):
@@ -70,9 +62,9 @@ class SimulatedPorts(Ports):
         if chaos.strikes("disk slow"):
             with trio.CancelScope(shield=True):  # a call that has begun is waited for
                 await trio.sleep(chaos.between(0.001, 5))
-        if function is shutil.disk_usage:
+        if function is look:
             low = chaos.strikes("disk low")
-            return DiskUsage(2**40, 2**39, 0 if low else 2**39)  # type: ignore[return-value]  # it is that function
+            return Room(0 if low else 2**39, None)  # type: ignore[return-value]  # it is that function
         if (name in {"open", "pwrite"} or "compress" in name) and chaos.strikes("disk full"):
             self.world.history.note(self.who, "disk full")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

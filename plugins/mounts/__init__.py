@@ -1,0 +1,1 @@
+"""Files, folders and caches that a task finds in its directory."""

@@ -1,0 +1,113 @@
+"""The room on the worker's disk: kept free by giving up what was used least recently and nobody uses now."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from worker.ports import Ports
+from worker.quantities import approximate_size, format_size
+from worker.trash import Trash
+
+log = logging.getLogger("worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Something that a store could do without. `name` is for the log; `key` is the store's own.
+
+    `last_used` is in seconds since 1970, `size` in bytes as well as it is known, 0 where it is not.
+    """
+
+    last_used: float
+    size: int
+    name: str
+    key: str
+
+
+class Store(Protocol):
+    """What keeps something on the disk that can be had again, at a price."""
+
+    async def unused(self) -> list[Item]:
+        """What nobody uses now."""
+
+    async def remove(self, item: Item) -> bool:
+        """Give one of these up; False where it is gone, or somebody has begun to use it meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is free: bytes, and files that can be made, None where the filesystem does not count them."""
+
+    free: int
+    inodes: int | None
+
+
+def look(path: Path) -> Room:
+    """The room where `path` is. Blocks. Raises OSError."""
+    counts = os.statvfs(path)
+    return Room(shutil.disk_usage(path).free, counts.f_favail if counts.f_files else None)
+
+
+class Disk:
+    """The disk of `work_dir`: at least `minimum_space` bytes and `minimum_inodes` files are to be free on it."""
+
+    def __init__(self, ports: Ports, work_dir: Path, trash: Trash, minimum_space: int, minimum_inodes: int) -> None:
+        self._ports = ports
+        self._work_dir = work_dir
+        self._trash = trash
+        self._minimum_space = minimum_space
+        self._minimum_inodes = minimum_inodes
+        self._stores: list[Store] = []
+        self._making_room = trio.Lock()
+
+    @contextmanager
+    def add(self, store: Store) -> Generator[None, None, None]:
+        """`store` gives up what is needed, while the block lasts."""
+        self._stores.append(store)
+        try:
+            yield
+        finally:
+            self._stores.remove(store)
+
+    async def make_room(self, size: int = 0) -> str:
+        """Have room for `size` bytes beyond the minimum, if need be by removing what was used least recently.
+
+        What is in the trash goes first, and is waited for. Returns what is lacking all the same, in words; nothing
+        where all is well. Raises OSError where nobody can look. Cancellation ends it between two items.
+        """
+        async with self._making_room:
+            while (lacking := await self._lacking(size)) and self._trash.busy:
+                await self._trash.wait_progress()
+            if lacking and self._stores:
+                lacking = await self._remove_until_enough(size, lacking)
+            return lacking
+
+    async def _lacking(self, size: int) -> str:
+        room = await self._ports.run_sync(look, self._work_dir)
+        if room.free < self._minimum_space + size:
+            wanted = f"minimumDiskSpace is {format_size(self._minimum_space)}"
+            more = f", and {approximate_size(size)} more are needed" if size else ""
+            return f"{approximate_size(room.free)} are free in workDir, and {wanted}{more}"
+        if room.inodes is not None and room.inodes < self._minimum_inodes:
+            return f"{room.inodes} files can be made in workDir, and minimumInodes is {self._minimum_inodes}"
+        return ""
+
+    async def _remove_until_enough(self, size: int, lacking: str) -> str:
+        found = [(item, store) for store in self._stores for item in await store.unused()]
+        for item, store in sorted(found, key=lambda pair: pair[0].last_used):
+            if not await store.remove(item):
+                continue
+            log.warning("removed %s, which was used least recently, since %s", item.name, lacking)
+            await self._trash.wait_empty()
+            if not (lacking := await self._lacking(size)):
+                break
+        return lacking
