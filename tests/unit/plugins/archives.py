@@ -1,0 +1,223 @@
+"""Archives, honest and hostile, made when they are needed."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import lz4.frame
+import zstandard
+
+from plugins.mounts.extraction import Limits
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "bz2": bz2.compress,
+    "gz": gzip.compress,
+    "lz4": lz4.frame.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+
+MIB = 2**20
+LIMITS = Limits(size=256 * MIB, entries=200_000, ratio=100)
+
+Member = tuple[tarfile.TarInfo, bytes]
+
+
+def member(
+    name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, target: str = "", mode: int = 0o644
+) -> Member:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size, info.mode = kind, target, len(content), mode
+    info.mtime = 1_700_000_000
+    return info, content
+
+
+def link(name: str, target: str) -> Member:
+    return member(name, kind=tarfile.SYMTYPE, target=target)
+
+
+def hard(name: str, target: str) -> Member:
+    return member(name, kind=tarfile.LNKTYPE, target=target)
+
+
+def folder(name: str) -> Member:
+    return member(name, kind=tarfile.DIRTYPE, mode=0o755)
+
+
+def tar(members: Iterable[Member], *, pax: bool = False) -> bytes:
+    out = io.BytesIO()
+    kind = tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT
+    with tarfile.open(fileobj=out, mode="w", format=kind, errors="surrogateescape") as archive:
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def zipped(entries: Iterable[tuple[str, bytes, int]], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """Entries with their content and their mode, 0 for none."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        for name, content, mode in entries:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            info.create_system = 3
+            info.compress_type = compression
+            archive.writestr(info, content)
+    return out.getvalue()
+
+
+SLNK = stat.S_IFLNK | 0o777
+
+
+def overlapping_zip() -> bytes:
+    """A directory in which many entries are the same bytes."""
+    once = zipped([("a", bytes(MIB), 0)])
+    start = once.index(b"PK\1\2")
+    end = once.index(b"PK\5\6")
+    one, tail = once[start:end], bytearray(once[end:])
+    tail[8:12] = (100).to_bytes(2, "little") * 2
+    tail[12:16] = (100 * len(one)).to_bytes(4, "little")
+    return once[:start] + one * 100 + bytes(tail)
+
+
+def damaged(data: bytes, position: int) -> bytes:
+    found = bytearray(data)
+    found[position] ^= 0xFF
+    return bytes(found)
+
+
+def endless_headers() -> bytes:
+    """A tar whose first name is announced to have 8 GiB."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 8 * 2**30 - 1
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(4 * MIB)
+
+
+def nested_headers() -> bytes:
+    """Names that follow upon names, each of them a call inside of a call."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 10
+    return (info.tobuf(tarfile.GNU_FORMAT) + b"longer-a\0".ljust(512, b"\0")) * 5000
+
+
+def many(count: int) -> Iterator[Member]:
+    for number in range(count):
+        yield member(f"d{number % 100}/f{number}", b"x")
+
+
+HONEST = [
+    folder("./"),
+    folder("dir"),
+    member("dir/file.txt", b"hello\n"),
+    member("run.sh", b"#!/bin/sh\n", mode=0o4777),
+    link("dir/up", "../run.sh"),
+    link("current", "dir/file.txt"),
+    hard("dir/again", "dir/file.txt"),
+    member("deep/er/file", b""),
+    member("na\udcffme", b"not UTF-8\n"),
+]
+
+# What is refused: the format's name, the bytes, and what the error says.
+HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "traversal": ("tar", lambda: tar([member("../evil", b"x")]), "leads out of its directory by .."),
+    "traversal inside": ("tar", lambda: tar([member("a/../../evil", b"x")]), "leads out of its directory by .."),
+    "traversal of a folder": ("tar", lambda: tar([folder("../evil")]), "leads out of its directory by .."),
+    "absolute": ("tar", lambda: tar([member("/tmp/evil", b"x")]), "is an absolute path"),
+    "zip traversal": ("zip", lambda: zipped([("../evil", b"x", 0)]), "leads out of its directory by .."),
+    "zip absolute": ("zip", lambda: zipped([("/evil", b"x", 0)]), "is an absolute path"),
+    "link out": ("tar", lambda: tar([link("a", "../evil")]), "leads out of the archive"),
+    "link out from below": ("tar", lambda: tar([link("a/b", "../../evil")]), "leads out of the archive"),
+    "link absolute": ("tar", lambda: tar([link("a", "/etc")]), "is absolute"),
+    "link to nowhere": ("tar", lambda: tar([link("a", "")]), "leads nowhere"),
+    "zip link out": ("zip", lambda: zipped([("a", b"../evil", SLNK)]), "leads out of the archive"),
+    "zip link of any length": ("zip", lambda: zipped([("a", b"x" * 5000, SLNK)]), "a link of more than 4096"),
+    "link, then through it": ("tar", lambda: tar([link("a", "b"), member("a/evil", b"x")]), "no directory, or a link"),
+    "folder, then link in its place": (
+        "tar",
+        lambda: tar([folder("a"), link("a", "b")]),
+        "in the place of a directory",
+    ),
+    "chain of links": ("tar", lambda: tar([link("a", "."), link("b", "a/../evil")]), "has .. behind a name"),
+    "chain through a hard link": (
+        "tar",
+        lambda: tar([link("a/b/l", "../../x"), hard("l", "a/b/l")]),
+        "which is no regular file",
+    ),
+    "hard link out": ("tar", lambda: tar([hard("a", "../evil")]), "leads out of its directory by .."),
+    "hard link absolute": ("tar", lambda: tar([hard("a", "/etc/passwd")]), "is an absolute path"),
+    "hard link through a link": (
+        "tar",
+        lambda: tar([folder("d"), member("d/f", b"x"), link("l", "d"), hard("a", "l/f")]),
+        "is not there",
+    ),
+    "hard link to nothing": ("tar", lambda: tar([hard("a", "b")]), "is not there"),
+    "device": ("tar", lambda: tar([member("a", kind=tarfile.CHRTYPE)]), "is a device"),
+    "block device": ("tar", lambda: tar([member("a", kind=tarfile.BLKTYPE)]), "is a device"),
+    "FIFO": ("tar", lambda: tar([member("a", kind=tarfile.FIFOTYPE)]), "is a FIFO"),
+    "zip FIFO": ("zip", lambda: zipped([("a", b"", stat.S_IFIFO | 0o644)]), "is a device or the like"),
+    "unheard-of type": ("tar", lambda: tar([member("a", kind=b"Z")]), "an entry of type b'Z'"),
+    "gz bomb": ("tar.gz", lambda: gzip.compress(tar([member("a", bytes(100 * MIB))])), "times its size"),
+    "xz bomb": ("tar.xz", lambda: lzma.compress(tar([member("a", bytes(100 * MIB))])), "times its size"),
+    "zst bomb": ("tar.zst", lambda: COMPRESS["zst"](tar([member("a", bytes(100 * MIB))])), "times its size"),
+    "zip bomb": ("zip", lambda: zipped([("a", bytes(100 * MIB), 0)]), "times its size"),
+    "bomb behind the end": ("tar.gz", lambda: gzip.compress(tar([]) + bytes(100 * MIB)), "times its size"),
+    "bomb of hard links": (
+        "tar",
+        lambda: tar([member("a", bytes(MIB)), *(hard(f"l{number}", "a") for number in range(300))]),
+        "times its size",
+    ),
+    "zip that overlaps": ("zip", overlapping_zip, "overlaps another entry"),
+    "long header": ("tar", endless_headers, "more than 1 MiB of headers"),
+    "nested headers": ("tar", nested_headers, "is no valid tar"),
+    "long name": ("tar", lambda: tar([member("x" * 300, b"x")]), "File name too long"),
+    "deep name": ("tar", lambda: tar([member("x/" * 300 + "x", b"x")]), "directories deep"),
+    "name with NUL": ("tar", lambda: tar([with_nul()], pax=True), "has a NUL in it"),
+    "name of the folder itself": ("tar", lambda: tar([member("./", b"x")]), "in the place of the directory itself"),
+    "truncated tar": ("tar", lambda: tar([member("a", bytes(5000))])[:2000], "is no valid tar"),
+    "truncated tar, between two": ("tar", lambda: tar([member("a", bytes(512))])[:1024], "it breaks off"),
+    "damaged header": ("tar", lambda: damaged(tar([member("a", bytes(512)), member("b")]), 1030), "is damaged"),
+    "zip with a wrong checksum": ("zip", lambda: damaged(zipped([("a", b"x" * 99, 0)], zipfile.ZIP_STORED), 40), "CRC"),
+    "truncated zip": ("zip", lambda: zipped([("a", b"x", 0)])[:-5], "is no valid zip"),
+    "encrypted zip": ("zip", lambda: damaged_flag(zipped([("a", b"x", 0)])), "is encrypted"),
+    "empty": ("tar", lambda: b"", "is no valid tar"),
+    "tar as zip": ("zip", lambda: tar(HONEST), "is no valid zip"),
+    "zip as tar": ("tar", lambda: zipped([("a", b"x", 0)]), "is no valid tar"),
+    "gz as xz": ("tar.xz", lambda: gzip.compress(tar(HONEST)), "is no valid tar.xz"),
+    "text as gz": ("tar.gz", lambda: b"hello, world\n", "is no valid tar.gz"),
+}
+
+
+def with_nul() -> Member:
+    info, content = member("a", b"x")
+    info.pax_headers = {"path": "a\0b"}
+    return info, content
+
+
+def damaged_flag(data: bytes) -> bytes:
+    """Say of the first entry that it is encrypted, in both of its headers."""
+    found = bytearray(data)
+    for mark, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        found[found.index(mark) + offset] |= 1
+    return bytes(found)
+
+
+def snapshot(top: Path) -> dict[str, tuple[int, bytes]]:
+    """Everything below `top`: modes, and contents or targets."""
+    found = {}
+    for path in sorted(top.rglob("*")):
+        state = path.lstat()
+        content = b""
+        if path.is_symlink():
+            content = str(path.readlink()).encode()
+        elif path.is_file():
+            content = path.read_bytes()
+        found[str(path.relative_to(top))] = (state.st_mode, content)
+    return found

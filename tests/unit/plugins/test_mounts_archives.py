@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import os
+import resource
+import stat
+import zipfile
+from pathlib import Path
+
+import lz4.frame
+import pytest
+import trio
+from archives import (
+    COMPRESS,
+    HONEST,
+    HOSTILE,
+    LIMITS,
+    MIB,
+    SLNK,
+    damaged,
+    folder,
+    hard,
+    link,
+    many,
+    member,
+    snapshot,
+    tar,
+    zipped,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugins.mounts.extraction import Limits, Unpacking, decompression, extraction, perform
+from plugins.mounts.formats import ARCHIVES
+from plugins.mounts.tree import Refused, link_problem
+from worker.ports import Ports
+
+PORTS = Ports()
+
+
+async def extract(top: Path, content: bytes, name: str, limits: Limits = LIMITS) -> Path:
+    """Extract into `top/inside/target`, beside which there is something to lose."""
+    top.mkdir(exist_ok=True)
+    archive, target = top / "archive", top / "inside" / "target"
+    archive.write_bytes(content)
+    target.mkdir(parents=True)
+    (top / "evil").write_text("precious")
+    (top / "inside" / "evil").write_text("precious")
+    await perform(PORTS, extraction(archive, name, target, Unpacking(limits, len(content))))
+    return target
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHIVES if name != "zip"])
+async def test_every_format_of_tar_is_extracted(tmp_path: Path, name: str) -> None:
+    compression = name.removeprefix("tar").removeprefix(".")
+    content = tar(HONEST)
+    target = await extract(tmp_path, COMPRESS[compression](content) if compression else content, name)
+    assert (target / "dir" / "file.txt").read_text() == "hello\n"
+    assert (target / "current").read_text() == "hello\n"
+    assert (target / "dir" / "up").read_text() == "#!/bin/sh\n"
+    assert (target / "dir" / "again").stat().st_ino == (target / "dir" / "file.txt").stat().st_ino
+    assert (target / "deep" / "er" / "file").read_bytes() == b""
+    assert Path(os.fsdecode(bytes(target) + b"/na\xffme")).read_text() == "not UTF-8\n"
+    assert stat.S_IMODE((target / "run.sh").stat().st_mode) == 0o755, "neither setuid nor writable for others"
+    assert (target / "run.sh").stat().st_mtime == 1_700_000_000
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+async def test_zips_are_extracted(tmp_path: Path, compression: int) -> None:
+    entries = [
+        ("dir/", b"", 0),
+        ("dir/file.txt", b"hello\n" * 1000, stat.S_IFREG | 0o644),
+        ("run.sh", b"#!/bin/sh\n", stat.S_IFREG | 0o4777),
+        ("dir/up", b"../run.sh", SLNK),
+        ("ünï", b"x", 0),
+    ]
+    target = await extract(tmp_path, zipped(entries, compression), "zip")
+    assert (target / "dir" / "file.txt").read_text() == "hello\n" * 1000
+    assert (target / "dir" / "up").read_text() == "#!/bin/sh\n"
+    assert stat.S_IMODE((target / "run.sh").stat().st_mode) == 0o755
+    assert stat.S_IMODE((target / "dir" / "file.txt").stat().st_mode) == 0o644
+    assert (target / "ünï").read_text() == "x"
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+async def test_hostile_archives_are_refused_and_touch_nothing_else(tmp_path: Path, case: str) -> None:
+    name, make, expected = HOSTILE[case]
+    with pytest.raises(Refused) as caught:
+        await extract(tmp_path, make(), name)
+    assert expected in str(caught.value)
+    outside = {path: state for path, state in snapshot(tmp_path).items() if not path.startswith("inside/target")}
+    del outside["archive"]
+    assert {path: content for path, (_, content) in outside.items()} == {
+        "evil": b"precious",
+        "inside": b"",
+        "inside/evil": b"precious",
+    }
+    assert not [path for path in (tmp_path / "inside" / "target").rglob("*") if not _inside(path, tmp_path)]
+
+
+def _inside(path: Path, top: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(top / "inside" / "target")
+
+
+async def test_the_same_name_again_replaces_the_file_and_not_what_it_was_linked_to(tmp_path: Path) -> None:
+    members = [member("a", b"first"), hard("b", "a"), member("a", b"second"), link("c", "b"), member("c", b"third")]
+    target = await extract(tmp_path, tar(members), "tar")
+    assert [(target / name).read_text() for name in "abc"] == ["second", "first", "third"]
+    assert not (target / "c").is_symlink()
+
+
+async def test_names_that_differ_by_case_are_what_the_disk_makes_of_them(tmp_path: Path) -> None:
+    target = await extract(tmp_path, tar([link("A", "b"), member("a", b"x"), folder("B")]), "tar")
+    assert (target / "a").read_text() == "x"
+
+
+async def test_entries_are_limited(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="more than 10 entries"):
+        await extract(tmp_path / "tar", tar(many(11)), "tar", Limits(MIB, 10, 10))
+    with pytest.raises(Refused, match="more than 10 entries"):
+        await extract(tmp_path / "zip", zipped((f"f{i}", b"", 0) for i in range(11)), "zip", Limits(MIB, 10, 10))
+
+
+async def test_nested_compression_is_left_as_it_is(tmp_path: Path) -> None:
+    inner = COMPRESS["gz"](bytes(100 * MIB))
+    target = await extract(tmp_path, tar([member("inner.gz", inner)]), "tar")
+    assert (target / "inner.gz").read_bytes() == inner
+
+
+@pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+async def test_many_entries_take_bounded_memory(tmp_path: Path, kind: str, count: int) -> None:
+    if kind == "zip":
+        content = zipped((f"d{i % 100}/f{i}", b"x", 0) for i in range(count))
+    else:
+        content = COMPRESS["gz"](tar(many(count)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    target = await extract(tmp_path, content, kind)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert sum(len(files) for _, _, files in os.walk(target)) == count
+    # zipfile has a directory in memory.
+    assert grown < (20 if kind == "tar.gz" else 120) * 1024, f"{grown} KiB more"
+
+
+async def test_a_cancelled_extraction_stops_between_two_chunks(tmp_path: Path) -> None:
+    archive, target = tmp_path / "archive", tmp_path / "target"
+    archive.write_bytes(tar(many(10_000)))
+    target.mkdir()
+    unpacking = Unpacking(LIMITS, 1)
+    open_before = len(os.listdir("/proc/self/fd")) if Path("/proc").exists() else 0
+    with trio.CancelScope() as scope:
+        await perform(PORTS, extraction(archive, "tar", target, unpacking), scope.cancel)
+    assert scope.cancelled_caught
+    assert unpacking.entries == 100
+    if open_before:
+        assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+@pytest.mark.parametrize("name", sorted(COMPRESS))
+async def test_single_files_are_decompressed(tmp_path: Path, name: str) -> None:
+    content = os.urandom(3 * MIB) + bytes(3 * MIB)
+    for packed in (COMPRESS[name](content), COMPRESS[name](content[:MIB]) + COMPRESS[name](content[MIB:])):
+        source, target = tmp_path / "packed", tmp_path / "file"
+        source.write_bytes(packed)
+        await perform(PORTS, decompression(source, name, target, Unpacking(LIMITS, len(packed))))
+        assert target.read_bytes() == content
+        target.unlink()
+
+
+@pytest.mark.parametrize("name", sorted(COMPRESS))
+@pytest.mark.parametrize("fault", ["truncated", "damaged", "bomb", "other", "empty", "garbage"])
+async def test_single_files_that_are_not_whole_are_refused(tmp_path: Path, name: str, fault: str) -> None:
+    content = b"".join(os.urandom(1000) + bytes(1000) for _ in range(100))
+    packed = COMPRESS[name](content)
+    if name == "lz4":
+        packed = lz4.frame.compress(content, content_checksum=True)
+    if name == "zst":
+        import zstandard
+
+        packed = zstandard.ZstdCompressor(write_checksum=True).compress(content)
+    match fault:
+        case "truncated":
+            packed = packed[:-10]
+        case "damaged":
+            packed = damaged(packed, len(packed) // 2)
+        case "bomb":
+            packed = COMPRESS[name](bytes(100 * MIB))
+        case "other":
+            packed = b"hello, this is a text\n" * 10
+        case "empty":
+            packed = b""
+        case "garbage":
+            packed += b"garbage" * 20
+    source = tmp_path / "packed"
+    source.write_bytes(packed)
+    limits = Limits(64 * MIB, 1, 100)
+    with pytest.raises(Refused) as caught:
+        await perform(PORTS, decompression(source, name, tmp_path / "file", Unpacking(limits, len(packed))))
+    assert (
+        "it unpacks to more than" in str(caught.value) if fault == "bomb" else f"no valid {name}" in str(caught.value)
+    )
+
+
+async def test_a_full_disk_is_not_the_archives_fault(tmp_path: Path) -> None:
+    source = tmp_path / "packed"
+    source.write_bytes(COMPRESS["gz"](bytes(1000)))
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    steps = decompression(source, "gz", tmp_path / "file", Unpacking(LIMITS, 1000))
+    (tmp_path / "file").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="exists"):  # what is there is not written to
+        await perform(PORTS, steps)
+
+
+names = st.lists(st.sampled_from(["a", "b", "..", "."]), min_size=1, max_size=5).map("/".join)
+
+
+@given(st.lists(st.tuples(names, names), max_size=6))
+def test_whatever_links_an_archive_has_none_of_them_leads_out(links: list[tuple[str, str]]) -> None:
+    """By a model of a disk that knows only folders and links."""
+    made: dict[tuple[str, ...], str] = {}
+    for name, target in links:
+        parts = [part for part in name.split("/") if part != "."]
+        below = any(tuple(parts[:n]) in made for n in range(1, len(parts) + 1))
+        if not parts or ".." in parts or below or any(key[: len(parts)] == tuple(parts) for key in made):
+            continue
+        if link_problem(parts, target) is None:
+            made[tuple(parts)] = target
+    for start in made:
+        assert _resolves_inside(made, start)
+
+
+def _resolves_inside(made: dict[tuple[str, ...], str], start: tuple[str, ...]) -> bool:
+    here: list[str] = []
+    todo = list(start)
+    for _ in range(200):
+        if not todo:
+            return True
+        step = todo.pop(0)
+        if step in {"", "."}:
+            continue
+        if step == "..":
+            if not here:
+                return False
+            here.pop()
+            continue
+        here.append(step)
+        if (target := made.get(tuple(here))) is not None:
+            here.pop()
+            todo = target.split("/") + todo
+    return True  # it goes round and round, and so nowhere
