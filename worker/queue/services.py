@@ -45,7 +45,7 @@ from worker.queue.models import (
     WebsocktunnelTokenResponse,
 )
 from worker.queue.retry import RetryPolicy
-from worker.queue.wire import format_time
+from worker.queue.wire import Response, format_time
 
 ArtifactRequest: TypeAlias = (
     S3ArtifactRequest | ObjectArtifactRequest | ReferenceArtifactRequest | LinkArtifactRequest | ErrorArtifactRequest
@@ -133,6 +133,10 @@ class Queue:
             "getArtifact", key.task_id, str(key.run_id), name, parse=GetArtifactResponse.model_validate
         )
 
+    async def latest_artifact(self, task_id: str, name: str) -> GetArtifactResponse:
+        """As `get_artifact`, of a task's latest run."""
+        return await self.client.call("getLatestArtifact", task_id, name, parse=GetArtifactResponse.model_validate)
+
     async def task(self, task_id: str) -> TaskDefinition:
         """The definition of a task."""
         return await self.client.call("task", task_id, parse=TaskDefinition.model_validate)
@@ -206,17 +210,45 @@ class Secrets:
         return await self.client.call("get", name, parse=Secret.model_validate)
 
 
+class ScopeSet(Response):
+    """A list of scopes."""
+
+    scopes: list[str]
+
+
 class Auth:
     """The auth service."""
 
     def __init__(self, deployment: Deployment, credentials: CredentialsProvider) -> None:
         self.client = service(deployment, "auth", credentials)
 
+    async def expand_scopes(self, scopes: Iterable[str]) -> list[str]:
+        """`scopes` with those of the roles that they name."""
+        answer = await self.client.call("expandScopes", {"scopes": list(scopes)}, parse=ScopeSet.model_validate)
+        return answer.scopes
+
     async def websocktunnel_token(self, audience: str, client: str) -> WebsocktunnelTokenResponse:
         """A token for connecting to a websocktunnel server as `client`."""
         return await self.client.call(
             "websocktunnelToken", audience, client, parse=WebsocktunnelTokenResponse.model_validate
         )
+
+
+class IndexedTask(Response):
+    """What the index says of a namespace; `schemas/index` has more."""
+
+    task_id: str
+
+
+class Index:
+    """The index service, which knows tasks by names."""
+
+    def __init__(self, deployment: Deployment, credentials: CredentialsProvider) -> None:
+        self.client = service(deployment, "index", credentials)
+
+    async def find_task(self, namespace: str) -> IndexedTask:
+        """The task of that name; raises `NotFound`."""
+        return await self.client.call("findTask", namespace, parse=IndexedTask.model_validate)
 
 
 def _nothing(_document: object) -> None:

@@ -140,7 +140,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "zip link out": ("zip", lambda: zipped([("a", b"../evil", SLNK)]), "leads out of the archive"),
     "zip link of any length": ("zip", lambda: zipped([("a", b"x" * 5000, SLNK)]), "a link of more than 4096"),
     "link, then through it": ("tar", lambda: tar([link("a", "b"), member("a/evil", b"x")]), "no directory, or a link"),
-    "folder, then link in its place": (
+    "folder, then a link": (
         "tar",
         lambda: tar([folder("a"), link("a", "b")]),
         "in the place of a directory",
