@@ -15,6 +15,7 @@ _PLUGINS = Registry[Plugin[Any, Any]](
         "livelog": "plugins.livelog:LiveLog",
         "logPrefix": "plugins.logprefix:LogPrefix",
         "maxRunTime": "plugins.maxruntime:MaxRunTime",
+        "mounts": "plugins.mounts:Mounts",
         "success": "plugins.success:Success",
     },
 )

@@ -1,1 +1,5 @@
-"""Files, folders and caches that a task finds in its directory."""
+"""Brings in what a task names in its payload: files, folders with content, and caches."""
+
+from plugins.mounts.plugin import Mounts
+
+__all__ = ["Mounts"]

@@ -15,11 +15,13 @@ from plugins.env import Env
 from plugins.livelog import LiveLog, LiveLogConfig
 from plugins.logprefix import LogPrefix
 from plugins.maxruntime import MaxRunTime
+from plugins.mounts import Mounts
 from plugins.success import Success
-from worker.queue.models import ReferenceArtifactRequest
+from worker.queue.models import ReferenceArtifactRequest, TaskDefinition
 from worker.run import Run
 from worker.schema import Document, Slice
 from worker.testing.plugin_suite import PluginSuite
+from worker.testing.runs import task_definition
 
 
 class TestArtifacts(PluginSuite):
@@ -53,6 +55,20 @@ class TestLogPrefix(PluginSuite):
 class TestMaxRunTime(PluginSuite):
     plugin_class: ClassVar = MaxRunTime
     payload: ClassVar = {"maxRunTime": 60}
+
+
+class TestMounts(PluginSuite):
+    plugin_class: ClassVar = Mounts
+    payload: ClassVar = {
+        "mounts": [
+            {"file": "a.txt", "content": {"raw": "hello"}},
+            {"directory": "b", "cacheName": "c"},
+            {"file": "d", "content": {"url": "http://example.invalid/d"}},
+        ]
+    }
+
+    def task(self) -> TaskDefinition:
+        return task_definition(scopes=["generic-worker:cache:c"])
 
 
 class TestSuccess(PluginSuite):

@@ -23,11 +23,11 @@ from plugins.base import Plugin, TaskHooks
 from worker.model import Cause, Resolution, State, Verdict
 from worker.payload import Dialect, Owner, PayloadSchema
 from worker.ports import Ports
-from worker.queue.models import ReferenceArtifactRequest
+from worker.queue.models import ReferenceArtifactRequest, TaskDefinition
 from worker.run import Run
 from worker.schema import Document, JsonObject, Slice
 from worker.testing.results import FolderResult
-from worker.testing.runs import RecordingQueue, open_run, open_services
+from worker.testing.runs import RecordingQueue, open_run, open_services, task_definition
 from worker.webhooks import Webhooks
 
 PROMPT = 5.0  # seconds; a hook that was cancelled has nothing to wait for but its own limited cleanup
@@ -87,6 +87,10 @@ class PluginSuite:
         """The plugin's part of the config; the defaults unless overridden."""
         return self.plugin_class.Config()
 
+    def task(self) -> TaskDefinition:
+        """The task; one without any scopes unless overridden."""
+        return task_definition()
+
     def slice(self) -> Slice:
         """The plugin's slice of `payload`, which must be valid."""
         schema = PayloadSchema([self.dialect], [Owner("plugin", self.plugin_class.payloads)])
@@ -100,7 +104,7 @@ class PluginSuite:
         webhooks = Webhooks(ports, "http://webhooks.invalid")
         async with (
             open_services(folder, ports=ports, webhooks=webhooks) as services,
-            open_run(folder, self.slice(), queue=queue, stop=causes.append, ports=ports) as run,
+            open_run(folder, self.slice(), task=self.task(), queue=queue, stop=causes.append, ports=ports) as run,
         ):
             plugin = self.plugin_class(self.config(), services)
             async with plugin.worker_scope():
