@@ -36,14 +36,15 @@ from worker.tasklog import TaskLog
 log = logging.getLogger("worker")
 
 FOLDER = "downloads"
-INTERVAL = 10.0  # seconds between two lines on one download, and before the first
+INTERVAL = 10.0  # seconds between two lines on something that takes long, and before the first
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadSettings:
     """`kept` and `max_size` in bytes: of all that is kept unused, and of one download; `time` in seconds for one.
 
-    `ratio` is the most that a download may grow to when its encoding is undone, times its size.
+    `ratio` is the most that a download may grow to when its encoding is undone, times its size. `interval` is the time
+    between two lines on one download.
     """
 
     kept: int
@@ -52,6 +53,7 @@ class DownloadSettings:
     parallelism: int
     ratio: int
     policy: RetryPolicy
+    interval: float = INTERVAL
 
 
 @dataclass(eq=False)
@@ -64,7 +66,6 @@ class _Waiter:
 class _Flight:
     """A download under way, and who waits for it. When it is `over` there is an `entry` or an `error`."""
 
-    address: str
     source: Source
     waiters: list[_Waiter] = field(default_factory=list)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -117,9 +118,9 @@ class Downloads:
             if entry is not None and await self._use(entry):
                 log.say(f"[mounts] Found {source.name} among the downloads of this worker, {_amount(entry)}")
                 return entry
-            flight = self._flights.get(source.address)
+            flight = self._flights.get(source.key)
             if flight is None:
-                flight = self._flights[source.address] = _Flight(source.address, source)
+                flight = self._flights[source.key] = _Flight(source)
                 self._nursery.start_soon(self._fly, flight)
             elif flight.scope.cancel_called:
                 await flight.over.wait()
@@ -188,13 +189,13 @@ class Downloads:
             if flight.entry is not None:
                 # The flight's own pin becomes one for each who waits; who goes before it wakes gives it back.
                 flight.entry.pins += len(flight.waiters) - 1
-            del self._flights[flight.address]
+            del self._flights[flight.source.key]
             flight.over.set()
 
     async def _tell(self, flight: _Flight) -> None:
         size, began = 0, trio.current_time()
         while True:
-            await trio.sleep(INTERVAL)
+            await trio.sleep(self._settings.interval)
             if (part := flight.part) is not None and part.size:
                 total = f" of {approximate_size(part.total)}" if part.total else ""
                 rate = approximate_size(int(max(0, part.size - size) / (trio.current_time() - began)))
@@ -204,7 +205,7 @@ class Downloads:
     async def _download(self, flight: _Flight) -> None:
         """Returns when the flight has its entry."""
         settings, name = self._settings, flight.source.name
-        old = self._entries.get(flight.address)
+        old = self._entries.get(flight.source.address)
         if old is not None and not await self._use(old):
             old = None
         try:
@@ -310,7 +311,7 @@ class Downloads:
 
         Without one it may be damaged by a loss of power, and nobody would know.
         """
-        path = self._folder / f"{kept.stem_of(source.address)}{kept.PART}"
+        path = self._folder / f"{kept.stem_of(source.key)}{kept.PART}"
         return await self._ports.run_sync(kept.load_part, path) if source.sha256 else Part(path)
 
     async def _remember(self, source: Source, part: Part) -> None:
@@ -343,7 +344,7 @@ class Downloads:
     async def unused(self) -> list[Item]:
         """What nobody uses now, parts of downloads that broke off included."""
         parts = await self._ports.run_sync(kept.parts, self._folder)
-        used = {f"{kept.stem_of(address)}{kept.PART}" for address in self._flights}
+        used = self._parts_in_use()
         return [
             *(
                 Item(entry.last_used, entry.size, f"the download {entry.name}", entry.address)
@@ -353,10 +354,13 @@ class Downloads:
             *(Item(when, size, "a download that broke off", name) for name, size, when in parts if name not in used),
         ]
 
+    def _parts_in_use(self) -> set[str]:
+        return {f"{kept.stem_of(key)}{kept.PART}" for key in self._flights}
+
     async def remove(self, item: Item) -> bool:
         """Give one up; False where somebody uses it by now."""
         if item.key.endswith(kept.PART):
-            if any(item.key == f"{kept.stem_of(address)}{kept.PART}" for address in self._flights):
+            if item.key in self._parts_in_use():
                 return False
             await self._ports.run_sync(kept.remove, self._folder / item.key)
             return True

@@ -107,15 +107,15 @@ class MountsHooks(TaskHooks):
         made = self._folder / str(index)
         if lease is not None:
             if lease.fresh and item.content is not None:
-                await self._unpack(item, item.content, lease.path)
+                await self._unpack(item, item.content, lease.path, made)
             return Volume(lease.path, item.path, Lending.LENT)
         assert item.content is not None  # since it is no cache
         if item.kind == "directory":
             await self._ports.run_sync(made.mkdir, 0o755)
-            await self._unpack(item, item.content, made)
+            await self._unpack(item, item.content, made, made)
             return Volume(made, item.path, Lending.GIVEN)
         if item.format is not None:
-            await self._unpack(item, item.content, made)
+            await self._unpack(item, item.content, made, made)
             return Volume(made, item.path, Lending.GIVEN)
         if item.content.inline is not None:
             await self._inline(item.content, made)
@@ -129,10 +129,10 @@ class MountsHooks(TaskHooks):
         assert content.inline is not None  # as its caller has seen
         await self._ports.run_sync(path.write_bytes, content.inline)
 
-    async def _unpack(self, item: Declared, content: Content, target: Path) -> None:
-        """Content of a format to `target`: a folder, or a file that is not there yet."""
+    async def _unpack(self, item: Declared, content: Content, target: Path, made: Path) -> None:
+        """Content of a format to `target`: an empty folder, or a file that is not there yet."""
         if content.inline is not None:
-            packed = target.with_name(f"{target.name}.packed") if item.kind != "cache" else self._folder / "packed"
+            packed = made.with_name(f"{made.name}.packed")
             await self._inline(content, packed)
             await self._extract(item, "the content in the payload", packed, target)
             return

@@ -23,15 +23,22 @@ class Source:
     """One content that is downloaded. `name` is for people.
 
     `address` is what the content is kept by: sources of one address may share it. With `sha256` it is right for ever,
-    else it is to be asked about each time. `locate` gives a URL, a secret, and is asked for each attempt; `expires`
-    says that one may be refused later, so that a new one is of use.
+    else it is to be asked about each time. Those of one `origin` too may share a download: what one of them is refused,
+    the other would be. `locate` gives a URL, a secret, and is asked for each attempt; `expires` says that one may be
+    refused later, so that a new one is of use.
     """
 
     name: str
     address: str
+    origin: str
     sha256: str | None
     locate: Locate
     expires: bool
+
+    @property
+    def key(self) -> str:
+        """What downloads are shared by."""
+        return f"{self.address} {self.origin}"
 
 
 async def find_source(run: Run[Any], content: Content) -> Source:
@@ -57,7 +64,7 @@ def _of_url(url: str, sha256: str | None) -> Source:
         return url
 
     address = f"sha256:{sha256}" if sha256 else f"url:{url}"
-    return Source(plain(url), address, sha256, locate, expires=False)
+    return Source(plain(url), address, url, sha256, locate, expires=False)
 
 
 async def _of_artifact(run: Run[Any], task_id: str, artifact: str, sha256: str | None) -> Source:
@@ -68,7 +75,7 @@ async def _of_artifact(run: Run[Any], task_id: str, artifact: str, sha256: str |
             return (await run.queue.latest_artifact(task_id, artifact)).url
 
     if sha256 and artifact.startswith("public/"):
-        return Source(name, f"sha256:{sha256}", sha256, ask, expires=True)
+        return Source(name, f"sha256:{sha256}", name, sha256, ask, expires=True)
     first = await ask()
     unused = [first]
 
@@ -78,7 +85,7 @@ async def _of_artifact(run: Run[Any], task_id: str, artifact: str, sha256: str |
     # Hashes of artifacts are no secrets (chain of trust publishes them), so content that not everybody may read is kept
     # by its name. A storage's URL names the run: a later run's artifact has another address.
     address = f"artifact:{task_id}/{artifact}:{sha256 or plain(first)}"
-    return Source(name, address, sha256, locate, expires=True)
+    return Source(name, address, name, sha256, locate, expires=True)
 
 
 @contextmanager
@@ -87,11 +94,16 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except Unauthorized as error:
-        raise ResourceUnavailable(f"{what} is not to be had: {error}") from error
+        raise ResourceUnavailable(f"{what} is not to be had: {_line(error)}") from error
     except ApiError as error:
-        raise TaskFault(f"{what} is not to be had: {error}") from error
+        raise TaskFault(f"{what} is not to be had: {_line(error)}") from error
     except QueueError as error:
-        raise ResourceUnavailable(f"{what} is not to be had: {error}") from error
+        raise ResourceUnavailable(f"{what} is not to be had: {_line(error)}") from error
+
+
+def _line(error: QueueError) -> str:
+    # A service's text about scopes has many lines, and the log's last one is to tell all.
+    return " ".join(str(error).split())
 
 
 def plain(url: str) -> str:

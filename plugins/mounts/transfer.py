@@ -209,6 +209,7 @@ class Transfer:
 
     def _check_size(self, source: Source, size: int) -> None:
         if size > self._max_size:
+            self._part.forget()
             raise TaskFault(f"{source.name} is larger than {format_size(self._max_size)}, this worker's limit")
 
     async def _write(self, block: bytes | bytearray) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -16,10 +18,13 @@ from plugins.mounts.downloads import Downloads, DownloadSettings, open_downloads
 from plugins.mounts.payload import Content
 from plugins.mounts.sources import Source, find_source
 from worker.errors import ResourceUnavailable, TaskFault
+from worker.ports import Ports
 from worker.queue.errors import Forbidden, Unavailable
 from worker.run import Run
 from worker.schema import Slice
 from worker.testing.runs import TASK_ID, log_text, open_run, open_services
+
+T = TypeVar("T")
 
 BIG = os.urandom(3 * MIB)
 MODIFIED = "Sat, 31 Jan 2026 12:00:00 GMT"
@@ -54,13 +59,16 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    tmp_path: Path, site: Site | None = None, settings: DownloadSettings = SETTINGS
+    tmp_path: Path,
+    site: Site | None = None,
+    settings: DownloadSettings = SETTINGS,
+    ports: Ports | None = None,
 ) -> AsyncGenerator[World, None]:
     queue = ArtifactQueue()
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
     async with (
         open_site() as fresh,
-        open_services(tmp_path) as services,
+        open_services(tmp_path, ports=ports) as services,
         open_run(folder, Slice(), queue=queue) as run,
         open_downloads(services, settings) as downloads,
     ):
@@ -391,3 +399,62 @@ async def test_a_file_that_somebody_removed_is_downloaded_again(tmp_path: Path) 
         for path in world.folder.iterdir():
             path.unlink()
         assert await world.url("/a", sha(b"a")) == b"a"
+
+
+async def test_a_source_that_is_wrong_hurts_nobody_who_has_another(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.site.pages["/a"] = Page(BIG)
+        world.site.gate = trio.Event()
+        good, bad = await world.source("/a", sha(BIG)), await world.source("/nothing", sha(BIG))
+        assert good.address == bad.address
+        async with trio.open_nursery() as nursery:
+
+            async def get() -> None:
+                assert await world.get(good) == BIG
+
+            nursery.start_soon(get)
+            await world.site.halfway.acquire()
+            with pytest.raises(TaskFault):
+                await world.get(bad)
+            world.site.gate.set()
+
+
+async def test_long_downloads_tell_how_far_they_have_come(tmp_path: Path) -> None:
+    async with open_world(tmp_path, settings=replace(SETTINGS, interval=0.01)) as world:
+        world.site.pages["/a"] = Page(BIG)
+        world.site.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.url, "/a")
+            seen = b""
+            with trio.fail_after(30):
+                async for chunk in world.run.log.follow():
+                    seen += chunk
+                    if b" of 3 MiB, " in seen:
+                        break
+            world.site.gate.set()
+
+
+class FullPorts(Ports):
+    """A disk that is full for so many writes."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+        if getattr(function, "__name__", "") == "_append" and self.times:
+            self.times -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return await super().run_sync(function, *args)
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+async def test_a_full_disk_is_told_and_tried_again(tmp_path: Path, times: int) -> None:
+    async with open_world(tmp_path, ports=FullPorts(times)) as world:
+        world.site.pages["/a"] = Page(b"a")
+        if times == 1:
+            # The rest of what had arrived is written again when the attempt ends.
+            assert await world.url("/a") == b"a"
+        else:
+            with pytest.raises(ResourceUnavailable, match="there is no room for it: No space left"):
+                await world.url("/a")
