@@ -124,12 +124,15 @@ async def open_trash(
     folder = work_dir / FOLDER
     await ports.run_sync(_make, folder)
     trash = Trash(ports, folder)
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         # Whoever cleans up when the worker is cancelled needs it still.
         service = trio.CancelScope(shield=True)
         nursery.start_soon(_run, trash, service)
         try:
             yield trash
+        except Exception as error:  # noqa: BLE001  # raised below, where no nursery wraps it
+            failure = error
         finally:
             with trio.move_on_after(stop_limit, shield=True) as limit:
                 async with trio.open_nursery() as waiting:
@@ -137,6 +140,8 @@ async def open_trash(
                     await trash.wait_empty()
                     waiting.cancel_scope.cancel()
             service.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _run(trash: Trash, service: trio.CancelScope) -> None:

@@ -21,7 +21,6 @@ from engines.native.remarks import in_words, warnings_of
 from engines.native.volumes import Volumes
 from worker.cgroups import Limits
 from worker.errors import FatalWorkerFault, MalformedPayload, Problem, WorkerFault
-from worker.folders import remove_folder
 from worker.process import Containment, NotContained, ProcessTree, open_containment, owner_of
 from worker.quantities import Duration, Size, approximate_size, format_duration
 from worker.run import Run
@@ -197,7 +196,7 @@ class Native(Engine[NativeConfig, NativePayload]):
         finally:
             with trio.CancelScope(shield=True):
                 await builder.mounted.put_back()
-                await ports.run_sync(remove_folder, directory)
+                await self.services.trash.discard(directory)
 
     def _grace(self, limits: TaskLimits) -> float:
         most = self.services.kill_grace
