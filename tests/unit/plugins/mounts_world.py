@@ -57,6 +57,7 @@ class Site:
     sent: int = 0  # bytes of bodies
     gate: trio.Event | None = None
     halfway: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(0))
+    progress: trio.Event = field(default_factory=trio.Event)
     port: int = 0
 
     def url(self, path: str) -> str:
@@ -114,6 +115,13 @@ class Site:
     async def _send(self, stream: trio.SocketStream, body: bytes) -> None:
         await stream.send_all(body)
         self.sent += len(body)
+        self.progress.set()
+        self.progress = trio.Event()
+
+    async def until(self, sent: int) -> None:
+        """Wait until so many bytes of bodies were sent."""
+        while self.sent < sent:
+            await self.progress.wait()
 
     @staticmethod
     async def _head(stream: trio.SocketStream, status: int, headers: dict[str, str]) -> None:
