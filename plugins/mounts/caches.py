@@ -77,20 +77,20 @@ class Caches:
             taken = await self._take(name)
             cache = taken or await self._make(name)
         lease = Lease(self._leased / str(cache.number) / CONTENT, fresh=taken is None)
-        self._in_use.add(cache)
         try:
             yield lease
         finally:
-            self._in_use.remove(cache)
             with trio.CancelScope(shield=True):
                 await self._give_back(cache, lease.keep)
 
     async def _take(self, name: str) -> Cache | None:
         while (cache := self._pop(name)) is not None:
+            self._in_use.add(cache)
             try:
                 await self._ports.run_sync(os.rename, self._place(cache), self._leased / str(cache.number))
             except OSError as error:
                 log.warning("cache %s is lost: %s", name, error.strerror)
+                self._end_use(cache)
                 await self._services.trash.discard(self._place(cache))
             else:
                 return cache
@@ -106,22 +106,36 @@ class Caches:
             await self._ports.run_sync(make, self._leased / str(cache.number))
         except OSError as error:
             raise WorkerFault(f"a cache cannot be made in workDir: {error.strerror}") from error
+        self._in_use.add(cache)
         return cache
 
     async def _give_back(self, cache: Cache, is_kept: bool) -> None:
-        leased = self._leased / str(cache.number)
+        place = self._leased / str(cache.number)
         if is_kept and cache not in self._doomed:
             kept = cache.used_at(self._now())
             try:
-                await self._ports.run_sync(keep, kept, leased, self._place(kept))
+                await self._ports.run_sync(keep, kept, place, self._place(kept))
             except OSError as error:
                 log.warning("cache %s is lost: %s", cache.name, error.strerror)
             else:
-                self._pools[cache.name].append(kept)
-                for surplus in self._pools[cache.name][: -self._services.capacity]:
-                    await self._throw_away(surplus)
+                place = self._place(kept)
+                # It may have been purged meanwhile.
+                if cache not in self._doomed:
+                    self._end_use(cache)
+                    await self._into_pool(kept)
+                    return
+        self._end_use(cache)
+        await self._services.trash.discard(place)
+
+    def _end_use(self, cache: Cache) -> None:
+        self._in_use.discard(cache)
         self._doomed.discard(cache)
-        await self._services.trash.discard(leased)
+
+    async def _into_pool(self, cache: Cache) -> None:
+        pool = self._pools[cache.name]
+        pool.append(cache)
+        while len(pool) > self._services.capacity:
+            await self._throw_away(pool[0])
 
     async def purge(self, names: Iterable[str]) -> None:
         """Throw away all caches of these names that there are now: those in use when they come back."""
