@@ -19,6 +19,7 @@ from worker.trash import Trash
 
 log = logging.getLogger("worker")
 
+FULL = 64 * 1024  # bytes: with so few left some writes fail
 MOST_NAMES = 10  # of what was removed, in the log
 
 
@@ -92,6 +93,16 @@ class Disk:
             if lacking and self._stores:
                 lacking = await self._remove_until_enough(size, lacking)
             return lacking
+
+    async def full(self) -> str:
+        """What there is no more of, in words; nothing where there is, or nobody can look."""
+        try:
+            room = await self._ports.run_sync(look, self._work_dir)
+        except OSError:
+            return ""
+        if room.free < FULL:
+            return "nothing more can be written"
+        return "no more files can be made" if room.inodes == 0 else ""
 
     async def _lacking(self, size: int) -> str:
         room = await self._ports.run_sync(look, self._work_dir)
