@@ -219,7 +219,9 @@ class Caches:
         self._numbers = itertools.count(max((cache.number for cache in found.caches), default=-1) + 1)
 
     async def close(self) -> None:
-        """Have all of it on disk, so that the machine may be switched off."""
+        """Have all of it on disk, so that the machine may be switched off. Not where the worker is in a hurry."""
+        if self._services.hurry.is_set():
+            return
         try:
             await self._ports.run_sync(end, self._folder)
         except OSError as error:

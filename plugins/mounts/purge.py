@@ -23,6 +23,7 @@ from worker.queue.services import PurgeCache
 log = logging.getLogger("worker")
 
 INTERVAL = 10.0  # seconds between two questions
+FAILED_INTERVAL = 60.0  # after one that was not answered, since each costs a task its time
 LIMIT = 5.0  # seconds for an answer; without one the caches are used as they are
 POLICY = RetryPolicy(attempts=2, total=LIMIT)
 KEPT = timedelta(days=1)
@@ -87,6 +88,8 @@ class Purges:
         if reason and not self._is_out:
             log.warning("it is not known which caches are to be purged, and they are used as they are: %s", reason)
         self._is_out = bool(reason)
+        if reason:
+            self._not_before = trio.current_time() + FAILED_INTERVAL
         return requests
 
     async def _missed(self, asked: datetime) -> datetime | None:
