@@ -130,8 +130,8 @@ async def open_trash(
 ) -> AsyncGenerator[Trash, None]:
     """The trash of a worker, which is emptied beside the block, and for `stop_limit` seconds after it.
 
-    `hurry` ends that at once. What is left then is the next start's, which says with `leftovers` that there may be some.
-    What the block raises comes out as it is.
+    `hurry` ends that at once. What is left then is the next start's, which says by `leftovers` that there may be
+    some. What the block raises comes out as it is.
     """
     trash = Trash(ports, work_dir / FOLDER, leftovers=leftovers)
     inside: BaseException | None = None
