@@ -110,7 +110,6 @@ def _lock(work_dir: Path) -> int:
 
 def _remove_folders(work_dir: Path) -> None:
     trash, numbers = work_dir / TRASH, itertools.count()
-    trash.mkdir(exist_ok=True, mode=0o700)
     for folder in FOLDERS:
         left = list((work_dir / folder).iterdir()) if (work_dir / folder).is_dir() else []
         for path in left:

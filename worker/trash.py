@@ -30,14 +30,14 @@ STOP_LIMIT = 5.0  # seconds that the service gets when the worker ends
 class Trash:
     """`folder` has what is to be removed, and is on the filesystem of all that is discarded."""
 
-    def __init__(self, ports: Ports, folder: Path) -> None:
+    def __init__(self, ports: Ports, folder: Path, *, leftovers: bool = True) -> None:
         self._ports = ports
         self._folder = folder
         self._numbers = itertools.count()
         self._filled = trio.Event()  # replaced when the service begins to look
         self._stuck: set[str] = set()  # what could not be removed; a later start tries again
         self._progress = trio.Event()  # replaced whenever it is set
-        self._busy = True  # before the first look nobody knows what is in the folder
+        self._busy = leftovers
 
     @property
     def busy(self) -> bool:
@@ -69,6 +69,8 @@ class Trash:
 
     async def run(self) -> None:
         """Remove what is in the folder, and what comes. Runs until cancelled, which it heeds soon."""
+        if not self._busy:
+            await self._filled.wait()
         while True:
             self._filled = trio.Event()
             try:
@@ -82,8 +84,11 @@ class Trash:
             await self._filled.wait()
 
     def _first(self) -> str | None:
-        with os.scandir(self._folder) as entries:
-            return next((entry.name for entry in entries if entry.name not in self._stuck), None)
+        try:
+            with os.scandir(self._folder) as entries:
+                return next((entry.name for entry in entries if entry.name not in self._stuck), None)
+        except FileNotFoundError:
+            return None
 
     async def _remove(self, name: str) -> None:
         steps = removing(self._folder / name)
@@ -108,6 +113,7 @@ def throw_away(path: Path, trash: Path, numbers: Iterable[int]) -> bool:
         return False
     target = next(target for number in numbers if not os.path.lexists(target := trash / str(number)))
     try:
+        trash.mkdir(mode=0o700, exist_ok=True)
         move(path, target)
     except OSError as error:
         if error.errno != errno.ENOSPC:  # for the longer folder
@@ -120,33 +126,36 @@ def throw_away(path: Path, trash: Path, numbers: Iterable[int]) -> bool:
 
 @asynccontextmanager
 async def open_trash(
-    ports: Ports, work_dir: Path, hurry: trio.Event, stop_limit: float = STOP_LIMIT
+    ports: Ports, work_dir: Path, hurry: trio.Event, stop_limit: float = STOP_LIMIT, *, leftovers: bool = True
 ) -> AsyncGenerator[Trash, None]:
     """The trash of a worker, which is emptied beside the block, and for `stop_limit` seconds after it.
 
-    `hurry` ends that at once. What is left then is the next start's. Raises OSError where there can be no folder.
+    `hurry` ends that at once. What is left then is the next start's, which says by `leftovers` that there may be
+    some. What the block raises comes out as it is.
     """
-    folder = work_dir / FOLDER
-    await ports.run_sync(_make, folder)
-    trash = Trash(ports, folder)
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        # Whoever cleans up when the worker is cancelled needs it still.
-        service = trio.CancelScope(shield=True)
-        nursery.start_soon(_run, trash, service)
-        try:
-            yield trash
-        except Exception as error:  # noqa: BLE001  # raised below, where no nursery wraps it
-            failure = error
-        finally:
-            with trio.move_on_after(stop_limit, shield=True) as limit:
-                async with trio.open_nursery() as waiting:
-                    waiting.start_soon(_cancel_at, hurry, limit)
-                    await trash.wait_empty()
-                    waiting.cancel_scope.cancel()
-            service.cancel()
-    if failure is not None:
-        raise failure
+    trash = Trash(ports, work_dir / FOLDER, leftovers=leftovers)
+    inside: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            # Whoever cleans up when the worker is cancelled needs it still.
+            service = trio.CancelScope(shield=True)
+            nursery.start_soon(_run, trash, service)
+            try:
+                yield trash
+            except BaseException as error:
+                inside = error
+                raise
+            finally:
+                with trio.move_on_after(stop_limit, shield=True) as limit:
+                    async with trio.open_nursery() as waiting:
+                        waiting.start_soon(_cancel_at, hurry, limit)
+                        await trash.wait_empty()
+                        waiting.cancel_scope.cancel()
+                service.cancel()
+    except BaseExceptionGroup as group:
+        if inside is not None and len(group.exceptions) == 1:
+            raise inside from None
+        raise
 
 
 async def _run(trash: Trash, service: trio.CancelScope) -> None:
@@ -157,7 +166,3 @@ async def _run(trash: Trash, service: trio.CancelScope) -> None:
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
-
-
-def _make(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -158,10 +158,10 @@ class Caches:
                 await self._purges.followed()
 
     async def keep_following(self) -> None:
-        """Follow the requests while nobody needs a cache. Runs until cancelled."""
+        """Follow the requests while no task asks for a cache. Runs until cancelled."""
         while True:
             await trio.sleep(IDLE_INTERVAL)
-            if self._pools:
+            if self._pools or self._in_use:
                 await self.follow_requests()
 
     async def _throw_away_where(self, is_to_go: Callable[[Cache], bool]) -> None:

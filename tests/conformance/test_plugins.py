@@ -98,5 +98,5 @@ class Leaky(Plugin[Document, Slice]):
 async def test_the_suite_notices_what_outlives_a_run(tmp_path: Path) -> None:
     suite = PluginSuite()
     suite.plugin_class = Leaky  # type: ignore[misc]  # for this one object
-    with pytest.RaisesGroup(pytest.RaisesExc(AssertionError, match="outlived"), flatten_subgroups=True):
+    with pytest.RaisesGroup(pytest.RaisesExc(AssertionError, match="outlived")):
         await suite.test_it_is_entered_and_left(tmp_path)

@@ -63,8 +63,7 @@ def item(name: str, last_used: float, size: int) -> Item:
 @asynccontextmanager
 async def opened(folder: Path, ports: Ports, space: int = 0, inodes: int = 0) -> AsyncGenerator[Disk, None]:
     async with open_trash(ports, folder, trio.Event()) as trash:
-        with trio.fail_after(30):
-            yield Disk(ports, folder, trash, space, inodes)
+        yield Disk(ports, folder, trash, space, inodes)
 
 
 @pytest.mark.parametrize(("space", "inodes"), [(40, 0), (0, 40)])

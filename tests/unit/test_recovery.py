@@ -15,6 +15,7 @@ from worker.orphans import MARK
 from worker.ports import Ports
 from worker.process import owner_of
 from worker.recovery import open_work_dir
+from worker.trash import open_trash
 
 # A worker that is to be killed: without a namespace, so that what it starts outlives it.
 WORKER = """
@@ -134,3 +135,19 @@ async def test_a_directory_can_be_had_again(tmp_path: Path) -> None:
     for _ in range(3):
         async with open_work_dir(Ports(), tmp_path / "new"):
             pass
+
+
+async def test_what_was_left_is_moved_away_at_once_and_removed_by_the_trash(tmp_path: Path) -> None:
+    (tmp_path / "caches" / "kept").mkdir(parents=True)
+    for left in (2, 4):  # the first of these two starts is killed before it has removed anything
+        for place in ("tasks/one", "leased/0/content"):
+            (tmp_path / place).mkdir(parents=True)
+            (tmp_path / place / "file").touch()
+        async with open_work_dir(Ports(), tmp_path):
+            assert len(list((tmp_path / "trash").iterdir())) == left
+            assert [*(tmp_path / "tasks").iterdir(), *(tmp_path / "leased").iterdir()] == []
+    async with open_trash(Ports(), tmp_path, trio.Event()) as trash:
+        with trio.fail_after(30):
+            await trash.wait_empty()
+    assert list((tmp_path / "trash").iterdir()) == []
+    assert (tmp_path / "caches" / "kept").exists()

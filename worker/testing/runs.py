@@ -40,6 +40,7 @@ from worker.run import Run
 from worker.schema import Slice
 from worker.services import Identity, Services
 from worker.tasklog import open_tasklog
+from worker.trash import FOLDER as TRASH
 from worker.trash import open_trash
 
 if TYPE_CHECKING:
@@ -163,8 +164,9 @@ async def open_services(
     ports = ports or Ports()
     work_dir = folder / "work"
     work_dir.mkdir(exist_ok=True)
+    leftovers = (work_dir / TRASH).exists()
     missing = cast("Webhooks", None)
-    async with open_http(ports) as real, open_trash(ports, work_dir, trio.Event()) as trash:
+    async with open_http(ports) as real, open_trash(ports, work_dir, trio.Event(), leftovers=leftovers) as trash:
         yield Services(
             IDENTITY,
             ports,
