@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ from worker.quantities import approximate_size, format_size
 from worker.trash import Trash
 
 log = logging.getLogger("worker")
+
+FULL = 64 * 1024  # bytes: with so few left some writes fail
+MOST_NAMES = 10  # of what was removed, in the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,16 @@ class Disk:
                 lacking = await self._remove_until_enough(size, lacking)
             return lacking
 
+    async def full(self) -> str:
+        """What there is no more of, in words; nothing where there is, or nobody can look."""
+        try:
+            room = await self._ports.run_sync(look, self._work_dir)
+        except OSError:
+            return ""
+        if room.free < FULL:
+            return "nothing more can be written"
+        return "no more files can be made" if room.inodes == 0 else ""
+
     async def _lacking(self, size: int) -> str:
         room = await self._ports.run_sync(look, self._work_dir)
         if room.free < self._minimum_space + size:
@@ -103,11 +116,20 @@ class Disk:
 
     async def _remove_until_enough(self, size: int, lacking: str) -> str:
         found = [(item, store) for store in self._stores for item in await store.unused()]
-        for item, store in sorted(found, key=lambda pair: pair[0].last_used):
-            if not await store.remove(item):
-                continue
-            log.warning("removed %s, which was used least recently, since %s", item.name, lacking)
-            await self._trash.wait_empty()
-            if not (lacking := await self._lacking(size)):
-                break
+        was_lacking, removed = lacking, []
+        try:
+            for item, store in sorted(found, key=lambda pair: pair[0].last_used):
+                if await store.remove(item):
+                    removed.append(item)
+                    await self._trash.wait_empty()
+                    if not (lacking := await self._lacking(size)):
+                        break
+        finally:
+            if removed:
+                log.warning("%s; removed what was used least recently: %s", was_lacking, _names(removed))
         return lacking
+
+
+def _names(items: Sequence[Item]) -> str:
+    more = f" and {len(items) - MOST_NAMES} more" if len(items) > MOST_NAMES else ""
+    return ", ".join(item.name for item in items[:MOST_NAMES]) + more

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +12,8 @@ import engines.registry
 import plugins.registry
 from worker.cgroups import Limits
 from worker.config import Config
+from worker.disk import look
+from worker.folders import size_of
 from worker.http import HttpError, open_http
 from worker.ports import Ports
 from worker.process import open_containment
@@ -27,6 +28,9 @@ from worker.workshop import configured_payload
 
 SKEW_TOLD, SKEW_BAD = 30.0, 15 * 60.0  # seconds; services refuse signatures that are 15 minutes off (facts page, 1)
 
+
+# Folders of workDir.
+KEPT = {"caches": "tasks' caches", "downloads": "what tasks have had mounted", "trash": "leftovers to be removed"}
 
 _LIMITS = ("memory", "pids", "cpu")  # cgroup controllers
 _REMEDY = "run as root, or where cgroups are delegated: systemd-run --user --scope -p Delegate=yes tc-worker run"
@@ -57,6 +61,8 @@ async def examine(config: Config, ports: Ports, tell: Callable[[Finding], None])
         tell(finding)
     tell(_payload(config))
     tell(await ports.run_sync(_disk, config))
+    for finding in await ports.run_sync(_kept, config):
+        tell(finding)
     tell(await _webhooks(config, ports))
     for finding in await _queue(config, ports):
         tell(finding)
@@ -96,16 +102,32 @@ def _payload(config: Config) -> Finding:
 
 
 def _disk(config: Config) -> Finding:
-    work_dir = config.worker.work_dir
-    present = next(path for path in (work_dir, *work_dir.parents) if path.exists())
-    free, least = shutil.disk_usage(present).free, config.worker.minimum_disk_space
+    own = config.worker
+    present = next(path for path in (own.work_dir, *own.work_dir.parents) if path.exists())
     if not os.access(present, os.W_OK | os.X_OK) or not present.is_dir():
         return Finding("disk", Health.BAD, f"{present} cannot be written to", "choose another worker.workDir")
-    detail = f"{approximate_size(free)} free in {work_dir}"
-    if free < least:
+    room = look(present)
+    files = "" if room.inodes is None else f", for {room.inodes} files"
+    detail = f"{approximate_size(room.free)} free in {own.work_dir}{files}"
+    if room.free < own.minimum_disk_space:
         remedy = "make room, or lower worker.minimumDiskSpace"
-        return Finding("disk", Health.BAD, f"{detail}, less than minimumDiskSpace, {format_size(least)}", remedy)
+        lacking = f"{detail}, less than minimumDiskSpace, {format_size(own.minimum_disk_space)}"
+        return Finding("disk", Health.BAD, lacking, remedy)
+    if room.inodes is not None and room.inodes < own.minimum_inodes:
+        remedy = "remove files, or lower worker.minimumInodes"
+        return Finding("disk", Health.BAD, f"{detail}, fewer than minimumInodes, {own.minimum_inodes}", remedy)
     return Finding("disk", Health.OK, detail)
+
+
+def _kept(config: Config) -> list[Finding]:
+    """What the worker keeps for later tasks, and gives up where room is lacking; and what it is about to remove."""
+    found = []
+    for name, what in KEPT.items():
+        if (folder := config.worker.work_dir / name).is_dir():
+            size, whole = size_of(folder)
+            amount = approximate_size(size) if whole else f"more than {approximate_size(size)}"
+            found.append(Finding(name, Health.OK, f"{what} take {amount}"))
+    return found
 
 
 async def _webhooks(config: Config, ports: Ports) -> Finding:

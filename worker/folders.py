@@ -1,89 +1,96 @@
-"""Moves and removes what tasks leave on disk, whatever they have made of it."""
+"""Moves and removes what tasks leave on disk, whatever they have made of it. All of it blocks."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 log = logging.getLogger("worker")
 
 BATCH = 1000  # entries of a folder that are in memory at once
-MOST_STUCK = 100  # entries of one folder that cannot be removed: then the others are not tried
-# Folders that are removed inside of one another; what is deeper is first moved up, so that no path gets too long.
-DEPTH = 40
+MOST_STUCK = 100  # entries of a folder that cannot be removed: then others in it are not tried any more
+# Folders in one another, and bytes of a path below the top, that are followed. What is deeper is moved up first.
+DEPTH, LENGTH = 40, 2000
 
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and all in it. Blocks. What cannot be removed is told in the worker's log."""
+    """Remove a folder and all in it. What cannot be removed is told in the worker's log."""
     for _ in removing(folder):
         pass
 
 
 def removing(path: Path) -> Iterator[None]:
-    """Remove a file, or a folder and all in it, bit by bit: each step is short. Each blocks.
+    """Remove a file, or a folder and all in it, in steps that are short each, and in bounded memory.
 
-    What was mounted in it is detached, and stays as it is. What cannot be removed is told in the worker's log.
+    What is mounted in it is detached, and stays as it is. What cannot be removed is told in the worker's log.
     """
     try:
         _detach_mounts(path)
         if not path.is_symlink() and path.is_dir():
-            yield from _removing(path, path, 0)
+            yield from _Removal(path).folder(str(path), 0)
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        log.error("%s could not be removed: %s", path, _reason(error))
-    yield
+        log.error("%s could not be removed: %s", path, reason(error))
 
 
-def _removing(top: Path, folder: Path, depth: int) -> Iterator[None]:
-    """Raises OSError where something is left; all else that is in the folder is gone then."""
-    stuck: set[str] = set()
-    failure: OSError | None = None
-    while len(stuck) <= MOST_STUCK and (batch := _entries(folder, stuck)):
-        for entry in batch:
-            try:
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)  # noqa: PTH108 - of a million, and a Path for each costs as much again
-                elif depth < DEPTH:
-                    yield from _removing(top, Path(entry.path), depth + 1)
-                else:
-                    move(Path(entry.path), _free_name(top))
-            except OSError as error:
-                stuck.add(entry.name)
-                failure = failure or error
-            yield
-    if failure is not None:
-        raise failure
-    folder.rmdir()
+class _Removal:
+    def __init__(self, top: Path) -> None:
+        self._top = top
+        self._numbers = itertools.count()
+
+    def folder(self, folder: str, depth: int) -> Iterator[None]:
+        """Raises OSError where something is left; most of the rest is gone then too."""
+        stuck: set[str] = set()
+        failure: OSError | None = None
+        _make_writable(folder)
+        while len(stuck) <= MOST_STUCK and (batch := _entries(folder, stuck)):
+            for entry in batch:
+                try:
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.path)  # noqa: PTH108 - a Path for each of a million takes as long again
+                    elif depth < DEPTH and len(entry.path) < len(str(self._top)) + LENGTH:
+                        yield from self.folder(entry.path, depth + 1)
+                    else:
+                        self._move_up(Path(entry.path))
+                except OSError as error:
+                    stuck.add(entry.name)
+                    failure = failure or error
+                yield
+        if failure is not None:
+            raise failure
+        Path(folder).rmdir()
+
+    def _move_up(self, path: Path) -> None:
+        """To the top, whose entries are read until there are none."""
+        names = (self._top / f".deep-{number}" for number in self._numbers)
+        move(path, next(name for name in names if not os.path.lexists(name)))
 
 
-def _entries(folder: Path, without: set[str]) -> list[os.DirEntry[str]]:
-    def look() -> list[os.DirEntry[str]]:
-        with os.scandir(folder) as entries:
-            return list(islice((entry for entry in entries if entry.name not in without), BATCH))
-
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        folder.chmod(0o700)
-    return look()
+def _make_writable(folder: str) -> None:
+    path = Path(folder)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        with suppress(PermissionError):  # It is another user's; perhaps we may all the same.
+            path.chmod(mode | stat.S_IRWXU)
 
 
-def _free_name(folder: Path) -> Path:
-    """For what is moved up: in the folder at the top, which is read again until nothing is in it."""
-    number = 0
-    while os.path.lexists(target := folder / f".deep-{number}"):
-        number += 1
-    return target
+def _entries(folder: str, without: set[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(islice((entry for entry in entries if entry.name not in without), BATCH))
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or a folder, be it one that may not be written to. Blocks. Raises OSError.
+    """Rename a file or a folder, be it one that may not be written to. Raises OSError.
 
     POSIX wants a folder to be writable when it gets another parent, since its `..` changes.
     """
@@ -93,13 +100,32 @@ def move(source: Path, target: Path) -> None:
         mode = source.lstat().st_mode
         if not stat.S_ISDIR(mode):
             raise
-        source.chmod(0o700)
+        source.chmod(stat.S_IMODE(mode) | stat.S_IRWXU)
         source.rename(target)
         target.chmod(stat.S_IMODE(mode))
 
 
+def size_of(folder: Path, most: int = 100_000) -> tuple[int, bool]:
+    """The bytes that a folder and all in it take on the disk, and whether that is all: `most` entries are looked at."""
+    size = count = 0
+    left = [str(folder)]
+    while left:
+        try:
+            with os.scandir(left.pop()) as entries:
+                for entry in entries:
+                    count += 1
+                    if count > most:
+                        return size, False
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(entry.path)
+        except OSError:
+            continue  # It may just be removed, or be somebody else's.
+    return size, True
+
+
 def _detach_mounts(path: Path) -> None:
-    """What is mounted there or below is another's: an engine that was killed may have left it."""
+    """What is mounted there is another's: an engine that was killed may have left a cache or a folder of the host's."""
     for point in mounts_below(path):
         command = ["/usr/bin/env", "umount", "--lazy", "--", point]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -114,11 +140,12 @@ def mounts_below(path: Path) -> list[str]:
         lines = _MOUNTS.read_bytes().splitlines()
     except OSError:
         return []
-    # The fifth field (proc(5)), in which blanks and backslashes are octal numbers.
+    # The fifth field (proc(5)); blanks and backslashes in it are octal numbers.
     points = [os.fsdecode(line.split(b" ")[4].decode("unicode_escape").encode("latin-1")) for line in lines]
-    top = str(path.absolute())
+    top = str(path.parent.resolve() / path.name)
     return [point for point in reversed(points) if point == top or point.startswith(f"{top}/")]
 
 
-def _reason(error: OSError) -> str:
-    return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
+def reason(error: OSError) -> str:
+    """What went wrong, and with which file, in words."""
+    return f"{error.strerror}: {error.filename}"[:500] if error.filename else str(error.strerror or error)

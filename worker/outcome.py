@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 
 from worker.errors import FatalWorkerFault, MalformedPayload, ResourceUnavailable, TaskFault, WorkerFault
@@ -53,6 +54,8 @@ def _classify_one(error: BaseException, incident: str) -> Verdict:
             return Verdict(Severity.FAILED, str(error))
         case WorkerFault() | FatalWorkerFault():
             return Verdict(Severity.INTERNAL, f"the worker failed: {error} (incident {incident})")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return Verdict(Severity.INTERNAL, f"the worker failed: its disk is full (incident {incident})")
         case _:
             return Verdict(Severity.INTERNAL, f"the worker failed (incident {incident})")
 

@@ -206,6 +206,8 @@ class TaskRun:
             async with step("the engine's builder", engine.builder(run), limits.enter, limits.clean_up) as builder:
                 started = await self._execute(host, builder)
                 run.log.end_output()
+                if full := await self._workshop.services.disk.full():
+                    run.log.warn(f"the worker's disk is full: {full}")
                 if not started:
                     await self._judge(host, run.log, None)
                 else:

@@ -6,6 +6,7 @@ A task may leave a million files, and nobody waits until they are gone: a rename
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -70,8 +71,11 @@ class Trash:
         """Remove what is in the folder, and what comes. Runs until cancelled, which it heeds soon."""
         while True:
             self._filled = trio.Event()
-            while name := await self._ports.run_sync(self._first):
-                await self._remove(name)
+            try:
+                while name := await self._ports.run_sync(self._first):
+                    await self._remove(name)
+            except OSError as error:
+                log.error("what is in %s cannot be removed: %s", self._folder, error.strerror)
             if not self._filled.is_set():
                 self._busy = False
             self._tell_progress()
@@ -106,7 +110,8 @@ def throw_away(path: Path, trash: Path, numbers: Iterable[int]) -> bool:
     try:
         move(path, target)
     except OSError as error:
-        log.warning("%s is removed where it is, since it cannot be moved: %s", path, error.strerror)
+        if error.errno != errno.ENOSPC:  # for the longer folder
+            log.warning("%s is removed where it is, since it cannot be moved: %s", path, error.strerror)
         for _ in removing(path):
             pass
         return False

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import asynccontextmanager
 
-from worker.logfile import LogFile
+from worker.logfile import Follower, LogFile
 from worker.ports import Ports
 from worker.spool import Gzip, Gzipped, open_gzip
 
 BATCH = 256 * 1024  # bytes that are compressed at once: each batch costs two calls in threads
 
 log = logging.getLogger(__name__)
+
+
+class Plain:
+    """A closed log as it is; `length` is in bytes."""
+
+    def __init__(self, file: LogFile) -> None:
+        self._file = file
+        self.length = file.size
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[AsyncIterable[bytes], None]:
+        """From the beginning, as often as it is opened."""
+        yield Follower(self._file)
 
 
 class BackingLog:
@@ -37,6 +50,14 @@ class BackingLog:
         while await self._feed():
             pass
         return await self._gzip.finish()
+
+    async def content(self) -> tuple[Gzipped | Plain, str | None]:
+        """The whole log, once it is closed, and its content encoding: none where there is no room to compress it."""
+        try:
+            return await self.finish(), "gzip"
+        except OSError as error:
+            log.warning("%s: is stored as it is, not compressed: %s", self._file.path.name, error.strerror or error)
+            return Plain(self._file), None
 
     async def _feed(self) -> bool:
         """Whether there was something; False at the end of the closed log."""

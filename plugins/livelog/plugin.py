@@ -136,7 +136,7 @@ class LiveLogHooks(TaskHooks):
 
     async def _store(self, name: str) -> None:
         try:
-            content = await self._backing.finish()
+            content, encoding = await self._backing.content()
             await upload_artifact(
                 self._run.queue,
                 self._services.http,
@@ -144,7 +144,7 @@ class LiveLogHooks(TaskHooks):
                 self._run.key,
                 name,
                 content_type=CONTENT_TYPE,
-                content_encoding="gzip",
+                content_encoding=encoding,
                 expires=_expires(self._run.task),
                 open_content=content.open,
                 length=content.length,
@@ -155,7 +155,7 @@ class LiveLogHooks(TaskHooks):
         except (QueueError, HttpError) as error:
             raise ResourceUnavailable(f"the log could not be uploaded: {error}") from error
         except OSError as error:
-            raise WorkerFault(f"the log could not be compressed: {error.strerror or error}") from error
+            raise WorkerFault(f"the log could not be read: {error.strerror or error}") from error
 
     async def _link(self, live: str, backing: str) -> None:
         request = LinkArtifactRequest(artifact=backing, content_type=CONTENT_TYPE, expires=_expires(self._run.task))
