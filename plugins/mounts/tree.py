@@ -22,6 +22,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 MAX_DEPTH = 200
+MAX_NAME = 4000  # characters; paths of more than 4096 bytes are of no use to most programs
 
 
 class Refused(Exception):
@@ -43,6 +44,8 @@ def parts_of(name: str) -> list[str]:
     parts = [part for part in name.split("/") if part not in {"", "."}]
     if ".." in parts:
         raise Refused(f"{shown(name)} leads out of its directory by ..")
+    if len(name) > MAX_NAME:
+        raise Refused(f"{shown(name)} has more than {MAX_NAME} characters")
     if len(parts) > MAX_DEPTH:
         raise Refused(f"{shown(name)} is more than {MAX_DEPTH} directories deep")
     return parts

@@ -88,6 +88,16 @@ def overlapping_zip() -> bytes:
     return once[:start] + one * 100 + bytes(tail)
 
 
+def zip_of_directory_only() -> bytes:
+    """A directory of more than 32 MiB, of entries that are one and the same."""
+    once = zipped([("a", b"", 0)])
+    start, end = once.index(b"PK\1\2"), once.index(b"PK\5\6")
+    directory = once[start:end] * (33 * MIB // (end - start))
+    tail = bytearray(once[end:])
+    tail[12:16] = len(directory).to_bytes(4, "little")
+    return once[:start] + directory + bytes(tail)
+
+
 def damaged(data: bytes, position: int) -> bytes:
     found = bytearray(data)
     found[position] ^= 0xFF
@@ -175,10 +185,12 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "times its size",
     ),
     "zip that overlaps": ("zip", overlapping_zip, "overlaps another entry"),
+    "zip that is a directory": ("zip", zip_of_directory_only, "its directory is larger than 32 MiB"),
     "long header": ("tar", endless_headers, "more than 1 MiB of headers"),
     "nested headers": ("tar", nested_headers, "is no valid tar"),
     "long name": ("tar", lambda: tar([member("x" * 300, b"x")]), "File name too long"),
     "deep name": ("tar", lambda: tar([member("x/" * 300 + "x", b"x")]), "directories deep"),
+    "endless name": ("tar", lambda: tar([member("x/" * 100 + "y" * 5000, b"x")]), "more than 4000 characters"),
     "name with NUL": ("tar", lambda: tar([with_nul()], pax=True), "has a NUL in it"),
     "name of the folder itself": ("tar", lambda: tar([member("./", b"x")]), "in the place of the directory itself"),
     "truncated tar": ("tar", lambda: tar([member("a", bytes(5000))])[:2000], "is no valid tar"),
