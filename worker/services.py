@@ -10,6 +10,7 @@ import trio
 
 from worker.http import HttpClients
 from worker.ports import Ports
+from worker.queue.upload import DeploymentStorage
 from worker.webhooks import Webhooks
 
 
@@ -28,7 +29,8 @@ class Services:
     """Everything of the worker's that outlives a run. `work_dir` is the worker's alone; each uses a folder in it.
 
     `kill_grace` is the longest that any task gets from TERM to KILL: claims are given up that much before their end.
-    `hurry` is set when the worker is told to end at once: from then on there is no grace any more.
+    `hurry` is set when the worker is told to end at once: from then on there is no grace any more. `storage` is how the
+    deployment takes artifacts.
     """
 
     identity: Identity
@@ -37,4 +39,5 @@ class Services:
     webhooks: Webhooks
     work_dir: Path
     kill_grace: timedelta
+    storage: DeploymentStorage = field(default_factory=DeploymentStorage)
     hurry: trio.Event = field(default_factory=trio.Event)

@@ -31,6 +31,7 @@ from worker.queue.deployment import Deployment
 from worker.queue.errors import ApiError, QueueError
 from worker.queue.models import TaskClaim
 from worker.queue.services import Auth, Queue
+from worker.queue.upload import DeploymentStorage
 from worker.recovery import EndProcesses, end_leftovers, open_work_dir
 from worker.services import Identity, Services
 from worker.taskrun import TaskRun
@@ -303,7 +304,8 @@ async def run_worker(
                 auth = Auth(deployment, lambda: credentials)
                 client_id = default_client_id(own.worker_group, own.worker_id)
                 async with open_webhooks(ports, config.webhooks, auth, client_id) as webhooks:
-                    services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace)
+                    storage = DeploymentStorage(own.artifact_storage)
+                    services = Services(identity, ports, http, webhooks, own.work_dir, own.kill_grace, storage)
                     async with open_workshop(
                         config, services, deployment, extra_plugins or {}, extra_engines, watchdog
                     ) as workshop:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import asynccontextmanager
 
 from worker.logfile import LogFile
 from worker.ports import Ports
-from worker.spool import Gzip, Gzipped, open_gzip
+from worker.queue.transfer import Content
+from worker.spool import Chunks, Compressed, Compression, open_compression
 
 BATCH = 256 * 1024  # bytes that are compressed at once: each batch costs two calls in threads
 
@@ -18,36 +19,53 @@ log = logging.getLogger(__name__)
 class BackingLog:
     """One log as it will be stored."""
 
-    def __init__(self, file: LogFile, gzip: Gzip) -> None:
+    def __init__(self, file: LogFile, compression: Compression) -> None:
         self._file = file
-        self._gzip = gzip
+        self._compression = compression
 
     async def keep_up(self) -> None:
         """Compress what is there, until cancelled or the log is closed. A disk that is full is left for `finish`."""
         try:
             while not self._file.closed:
-                await self._file.wait_size(self._gzip.fed + BATCH)
+                await self._file.wait_size(self._compression.fed + BATCH)
                 await self._feed()
         except OSError as error:
             log.warning("%s: compressed at its end, not now: %s", self._file.path.name, error.strerror or error)
-            await self._gzip.restart()
+            await self._compression.restart()
 
-    async def finish(self) -> Gzipped:
+    async def finish(self) -> Compressed:
         """The whole log, once it is closed, compressed. Raises OSError."""
         while await self._feed():
             pass
-        return await self._gzip.finish()
+        return await self._compression.finish()
+
+    @property
+    def plain(self) -> Content:
+        """The whole log, once it is closed, as it is."""
+        return Content(self._file.size, self._open_plain)
+
+    @asynccontextmanager
+    async def _open_plain(self) -> AsyncGenerator[AsyncIterable[bytes], None]:
+        offset = 0
+
+        async def read() -> bytes:
+            nonlocal offset
+            chunk = await self._file.read(offset, BATCH)
+            offset += len(chunk)
+            return chunk
+
+        yield Chunks(read)
 
     async def _feed(self) -> bool:
         """Whether there was something; False at the end of the closed log."""
-        chunk = await self._file.read(self._gzip.fed, BATCH)
+        chunk = await self._file.read(self._compression.fed, BATCH)
         if chunk:
-            await self._gzip.feed(chunk)
+            await self._compression.feed(chunk)
         return bool(chunk)
 
 
 @asynccontextmanager
 async def open_backing(ports: Ports, file: LogFile) -> AsyncGenerator[BackingLog, None]:
     """The backing log of `file`, in the same folder, for as long as the block lasts."""
-    async with open_gzip(ports, file.path.parent) as gzip:
-        yield BackingLog(file, gzip)
+    async with open_compression(ports, file.path.parent) as compression:
+        yield BackingLog(file, compression)

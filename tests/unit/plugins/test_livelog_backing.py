@@ -17,7 +17,7 @@ import trio
 from plugins.livelog.backing import BATCH, BackingLog, open_backing
 from worker.logfile import LogFile
 from worker.ports import Ports
-from worker.spool import Gzipped
+from worker.spool import Compressed
 
 T = TypeVar("T")
 MEBIBYTE = 2**20  # the compressed bytes that stay in memory
@@ -34,7 +34,7 @@ async def world(folder: Path, ports: Ports | None = None) -> AsyncGenerator[tupl
         os.close(descriptor)
 
 
-async def content(stored: Gzipped) -> bytes:
+async def content(stored: Compressed) -> bytes:
     await stored.rewind()
     compressed = b""
     while chunk := await stored.read():
