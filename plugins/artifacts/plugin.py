@@ -9,6 +9,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from engines.base import Result
+from plugins.artifacts.bucket import open_bucket
+from plugins.artifacts.bucketconfig import BucketConfig
 from plugins.artifacts.content import StoredEncoding
 from plugins.artifacts.payload import ArtifactsPayload, Declared, DockerWorkerPayload, GenericWorkerPayload, read
 from plugins.artifacts.stores import DeploymentStore, Store
@@ -24,17 +26,25 @@ from worker.services import Services
 Pattern = Annotated[str, Field(pattern=r"^(\*|\.[^./]+|[a-z0-9.+-]+/([a-z0-9.+-]+|\*))$")]
 
 
+class StoreConfig(Document):
+    """A store of the operator's own."""
+
+    s3: BucketConfig
+
+
 class ArtifactsConfig(Document):
     """`parallelism` counts the uploads of one run at once; a file larger than `maxFileSize` is refused.
 
     `maxTotalSize` is what all files of a run may have together. `encodings` has rules for files whose task does not say
-    it: an extension, a content type or `*`, and the encoding; the first that fits counts.
+    it: an extension, a content type or `*`, and the encoding; the first that fits counts. Without a `store` the
+    deployment keeps the artifacts.
     """
 
     parallelism: Annotated[int, Field(ge=1, le=100)] = 10
     max_file_size: Size | None = None
     max_total_size: Size | None = None
     encodings: dict[Pattern, StoredEncoding] = {}
+    store: StoreConfig | None = None
 
 
 class ArtifactsHooks(TaskHooks):
@@ -76,9 +86,18 @@ class Artifacts(Plugin[ArtifactsConfig, ArtifactsPayload]):
     payloads: ClassVar = {"generic-worker": GenericWorkerPayload, "docker-worker": DockerWorkerPayload}
     after: ClassVar[frozenset[str]] = frozenset({"logPrefix"})
 
-    def __init__(self, config: ArtifactsConfig, services: Services) -> None:
+    def __init__(self, config: ArtifactsConfig, services: Services, *, store: Store | None = None) -> None:
         super().__init__(config, services)
-        self._store: Store = DeploymentStore(services)
+        self._store: Store = store or DeploymentStore(services)
+
+    @asynccontextmanager
+    async def worker_scope(self) -> AsyncGenerator[None, None]:
+        """Make the client of the operator's own bucket, if there is one."""
+        if self.config.store is None:
+            yield
+            return
+        async with open_bucket(self.services.ports, self.config.store.s3) as self._store:
+            yield
 
     @asynccontextmanager
     async def task_scope(self, run: Run[ArtifactsPayload]) -> AsyncGenerator[TaskHooks, None]:

@@ -53,14 +53,14 @@ class Digests:
         self._ports = ports
         self._hashes = {name: hashlib.new(name) for name in names}
 
-    async def update(self, chunk: bytes) -> None:
+    async def update(self, chunk: bytes | bytearray) -> None:
         """Add these bytes, in a thread where they are many."""
         if len(chunk) <= _HASHED_INLINE:
             self._update(chunk)
         else:
             await self._ports.run_sync(self._update, chunk)
 
-    def _update(self, chunk: bytes) -> None:
+    def _update(self, chunk: bytes | bytearray) -> None:
         for each in self._hashes.values():
             each.update(chunk)
 
