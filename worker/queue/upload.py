@@ -30,7 +30,8 @@ class DeploymentStorage:
     One object for a worker, since what was found out for one artifact holds for all.
     """
 
-    def __init__(self, choice: StorageType | Literal["auto"] = "auto") -> None:
+    def __init__(self, choice: StorageType | Literal["auto"] = "auto", policy: RetryPolicy = UPLOAD_POLICY) -> None:
+        self._policy = policy
         self._known: StorageType | None = None if choice == "auto" else choice
 
     @property
@@ -50,7 +51,7 @@ class DeploymentStorage:
         expires: datetime,
         content: Content,
         plain: Content,
-        policy: RetryPolicy = UPLOAD_POLICY,
+        policy: RetryPolicy | None = None,
     ) -> Stored:
         """Create the artifact `name` and store its content; returns when the storage has all of it.
 
@@ -62,6 +63,7 @@ class DeploymentStorage:
         What opening raises comes out as it is. Cancellation ends an attempt at once; the artifact may then be there
         without its content.
         """
+        policy = policy or self._policy
         refusal: ApiError | None = None
         if self._known != "object":
             try:
