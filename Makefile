@@ -5,13 +5,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-full browser lint format bench models constraints clean
+S3RVER := $(VENV)/s3rver
+
+.PHONY: help demo test test-full browser s3rver lint format bench models constraints clean
 
 help:
 	@echo "make demo       a queue, a worker and a task on this machine; Ctrl-C ends it"
 	@echo "make test       the tests, in less than 10 minutes"
 	@echo "make test-full  the tests with the counts that take long"
 	@echo "make browser    Debian's Chromium for tests/browser, where that may be installed"
+	@echo "make s3rver     an S3 server for tests that refuses bad signatures, where there is npm"
 	@echo "make lint       ruff, mypy, flake8-async"
 	@echo "make format     let ruff mend what it can"
 	@echo "make bench      the benchmarks (bench/README.md)"
@@ -38,6 +41,12 @@ browser:
 	@command -v chromium >/dev/null || test ! -x /usr/bin/apt-get || test "$$(id -u)" != 0 || \
 		{ apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; } || \
 		echo "chromium could not be installed: tests/browser will be skipped"
+
+# As above.
+s3rver: $(READY)
+	@test -x $(S3RVER)/node_modules/.bin/s3rver || ! command -v npm >/dev/null || \
+		npm install --silent --no-audit --no-fund --no-save --prefix $(S3RVER) s3rver@3 || \
+		echo "s3rver could not be installed: tests that need it will be skipped"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -24,7 +24,8 @@ from worker.queue.credentials import Credentials
 from worker.queue.deployment import Deployment
 from worker.queue.models import LinkArtifactRequest, TaskClaim
 from worker.queue.services import Queue
-from worker.queue.upload import upload_artifact
+from worker.queue.transfer import Content
+from worker.queue.upload import DeploymentStorage
 
 MAX_CLAIM = 32
 COMMAND = "/bin/true"
@@ -76,17 +77,17 @@ async def _upload_and_report(deployment: Deployment, claim: TaskClaim) -> None:
             artifact="public/logs/live_backing.log", content_type="text/plain; charset=utf-8", expires=expires
         )
         uploads.start_soon(queue.create_artifact, key, "public/logs/live.log", link)
-        await upload_artifact(
+        content = Content(len(LOG), _open_log, "gzip")
+        await DeploymentStorage("s3").upload(
             queue,
             deployment.http,
             deployment.ports,
             key,
             "public/logs/live_backing.log",
             content_type="text/plain; charset=utf-8",
-            content_encoding="gzip",
             expires=expires,
-            open_content=_open_log,
-            length=len(LOG),
+            content=content,
+            plain=content,
         )
     await queue.report_completed(key)
 

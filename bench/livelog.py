@@ -18,7 +18,7 @@ import trio
 from bench import writing
 from bench.load import create_tasks, open_client
 from bench.parameters import Parameters
-from bench.processes import BenchmarkFailed, Deployment, cpu_of, ended, open_queue
+from bench.processes import BenchmarkFailed, Deployment, begin_peak, cpu_of, ended, memory_of, open_queue
 from bench.report import figure, load_average, machine, quantile, table
 from bench.static import PROGRAM, open_bare, open_nginx
 from worker.model import RunKey
@@ -163,8 +163,8 @@ async def _view(
     url: str, pid: int, server: str, question: Question, begin: Callable[[], None] = lambda: None
 ) -> Answer:
     """Have viewers in a process of their own see all of it; `begin` is called when all have begun."""
-    before, rss = cpu_of(pid), _memory(pid, "VmRSS")
-    _begin_peak(pid)
+    before, rss = cpu_of(pid), memory_of(pid, "VmRSS")
+    begin_peak(pid)
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "bench.viewing", url, str(question.viewers), question.way],
         stdin=subprocess.DEVNULL,
@@ -190,20 +190,10 @@ async def _view(
         seconds=viewed["ended"] - viewed["began"],
         bytes=viewed["bytes"],
         cpu=(cpu_of(pid) - before).own,
-        memory=_memory(pid, "VmHWM") - rss,
+        memory=memory_of(pid, "VmHWM") - rss,
         viewers=question.viewers,
         latencies=viewed["latencies"] if server == "worker" else [],
     )
-
-
-def _begin_peak(pid: int) -> None:
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM begins anew (proc(5))
-
-
-def _memory(pid: int, name: str) -> int:
-    """Bytes (proc(5), /proc/PID/status)."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _quantiles(latencies: Sequence[float]) -> dict[str, float]:

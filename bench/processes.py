@@ -45,6 +45,17 @@ def cpu_of(pid: int) -> Cpu:
     return Cpu(user + system, children_user + children_system)
 
 
+def begin_peak(pid: int) -> None:
+    """Have the peak of the process' memory, VmHWM, begin anew (proc(5))."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def memory_of(pid: int, name: str) -> int:
+    """Bytes: VmRSS is what the process has in memory, VmHWM the most that it had (proc(5), /proc/PID/status)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
 def cpu_of_machine() -> float:
     """Seconds that all cores together have not been idle, taken by other machines on the same hardware included."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]

@@ -90,6 +90,7 @@ class WorkerConfig(Document):
     log: LogConfig = LogConfig()
     number_of_tasks: Annotated[int, Field(ge=0)] = 0
     idle_timeout: Duration = timedelta()
+    artifact_storage: Literal["auto", "s3", "object"] = "auto"
 
     @field_validator("kill_grace")
     @classmethod

@@ -12,6 +12,7 @@ from worker.disk import Disk
 from worker.http import HttpClients
 from worker.ports import Ports
 from worker.queue.services import PurgeCache
+from worker.queue.upload import DeploymentStorage
 from worker.trash import Trash
 from worker.webhooks import Webhooks
 
@@ -33,7 +34,8 @@ class Services:
     `trash` takes what is to be removed from it, and `disk` keeps room there. `purge_cache` has the worker's own
     credentials; None where there is no deployment. `capacity` is how many runs there may be at once.
     `kill_grace` is the longest that any task gets from TERM to KILL: claims are given up that much before their end.
-    `hurry` is set when the worker is told to end at once: from then on there is no grace any more.
+    `hurry` is set when the worker is told to end at once: from then on there is no grace any more. `storage` is how the
+    deployment takes artifacts.
     """
 
     identity: Identity
@@ -46,4 +48,5 @@ class Services:
     kill_grace: timedelta
     capacity: int = 1
     purge_cache: PurgeCache | None = None
+    storage: DeploymentStorage = field(default_factory=DeploymentStorage)
     hurry: trio.Event = field(default_factory=trio.Event)

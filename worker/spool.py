@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal, Protocol
 
 import trio
 
@@ -20,6 +20,22 @@ IN_MEMORY = 1024 * 1024  # compressed bytes that stay in memory; more goes to th
 _GZIP_FORMAT = zlib.MAX_WBITS + 16  # zlib's deflateInit2; the header has neither a name nor a time
 
 Read = Callable[[], Awaitable[bytes]]
+Method = Literal["gzip", "zstd"]
+
+
+class Compressor(Protocol):
+    """What `zlib` and `zstandard` have in common."""
+
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+def _compressor(method: Method) -> Compressor:
+    if method == "gzip":
+        return zlib.compressobj(wbits=_GZIP_FORMAT)
+    import zstandard  # few need it
+
+    return zstandard.ZstdCompressor().compressobj()
 
 
 class Chunks(AsyncIterator[bytes]):
@@ -37,7 +53,7 @@ class Chunks(AsyncIterator[bytes]):
         raise StopAsyncIteration
 
 
-class Gzipped:
+class Compressed:
     """Compressed content; `length` is in bytes."""
 
     def __init__(self, ports: Ports, spool: IO[bytes], length: int) -> None:
@@ -60,21 +76,22 @@ class Gzipped:
         yield Chunks(self.read)
 
 
-class Gzip:
+class Compression:
     """Compresses what it is fed, into memory, or into an unnamed file where that is large.
 
     Equal content gives equal bytes, however it was split.
     """
 
-    def __init__(self, ports: Ports, open_spool: Callable[[], IO[bytes]]) -> None:
+    def __init__(self, ports: Ports, open_spool: Callable[[], IO[bytes]], method: Method = "gzip") -> None:
         """`open_spool` makes the file to write to, without blocking; called again, in a thread, to begin anew."""
         self._ports = ports
         self._open_spool = open_spool
+        self._method = method
         self._begin()
 
     def _begin(self) -> None:
         self._spool = self._open_spool()
-        self._compressor: zlib._Compress | None = None  # made when it is needed: it takes 256 KiB
+        self._compressor: Compressor | None = None  # made when it is needed: it takes 256 KiB
         self.fed = 0  # bytes
 
     async def feed(self, chunk: bytes) -> None:
@@ -83,7 +100,7 @@ class Gzip:
 
     def _compress(self, chunk: bytes) -> None:
         if self._compressor is None:
-            self._compressor = zlib.compressobj(wbits=_GZIP_FORMAT)
+            self._compressor = _compressor(self._method)
         self._spool.write(self._compressor.compress(chunk))
         # Here, where the caller's cancellation comes either before it or after it.
         self.fed += len(chunk)
@@ -101,13 +118,13 @@ class Gzip:
         with suppress(OSError):  # the disk is full; nobody wants what is in the buffer
             self._spool.close()
 
-    async def finish(self) -> Gzipped:
-        """What was fed, compressed; nothing more can be. It is readable until the block of `open_gzip` ends."""
+    async def finish(self) -> Compressed:
+        """What was fed, compressed; nothing more can be. It is readable until the block of `open_compression` ends."""
         await self._ports.run_sync(self._finish)
-        return Gzipped(self._ports, self._spool, self._spool.tell())
+        return Compressed(self._ports, self._spool, self._spool.tell())
 
     def _finish(self) -> None:
-        compressor = self._compressor or zlib.compressobj(wbits=_GZIP_FORMAT)
+        compressor = self._compressor or _compressor(self._method)
         self._spool.write(compressor.flush())
         self._spool.flush()
 
@@ -120,22 +137,25 @@ class Gzip:
 
 
 @asynccontextmanager
-async def open_gzip(ports: Ports, folder: Path) -> AsyncGenerator[Gzip, None]:
-    """A `Gzip` whose file is in `folder`, for as long as the block lasts."""
-    gzip = Gzip(ports, partial(tempfile.SpooledTemporaryFile, max_size=IN_MEMORY, dir=str(folder)))
+async def open_compression(ports: Ports, folder: Path, method: Method = "gzip") -> AsyncGenerator[Compression, None]:
+    """A `Compression` whose file is in `folder`, for as long as the block lasts."""
+    spool = partial(tempfile.SpooledTemporaryFile, max_size=IN_MEMORY, dir=str(folder))
+    compression = Compression(ports, spool, method)
     try:
-        yield gzip
+        yield compression
     finally:
-        await gzip.aclose()
+        await compression.aclose()
 
 
 @asynccontextmanager
-async def gzipped(ports: Ports, read: Read, folder: Path) -> AsyncGenerator[Gzipped, None]:
+async def compressed(
+    ports: Ports, read: Read, folder: Path, method: Method = "gzip"
+) -> AsyncGenerator[Compressed, None]:
     """All that `read` gives, compressed.
 
     Raises OSError where `folder` has no room, and what `read` raises. Cancellation ends it between two chunks.
     """
-    async with open_gzip(ports, folder) as gzip:
+    async with open_compression(ports, folder, method) as compression:
         async for chunk in Chunks(read):
-            await gzip.feed(chunk)
-        yield await gzip.finish()
+            await compression.feed(chunk)
+        yield await compression.finish()

@@ -30,6 +30,7 @@ from worker.queue.deployment import Deployment
 from worker.queue.errors import ApiError, QueueError
 from worker.queue.models import TaskClaim
 from worker.queue.services import Auth, PurgeCache, Queue
+from worker.queue.upload import DeploymentStorage
 from worker.recovery import EndProcesses, end_leftovers, open_work_dir
 from worker.services import Identity, Services
 from worker.taskrun import TaskRun
@@ -315,6 +316,7 @@ async def run_worker(
                         own.kill_grace,
                         own.capacity,
                         PurgeCache(deployment, lambda: credentials),
+                        DeploymentStorage(own.artifact_storage),
                         hurry,
                     )
                     async with open_workshop(

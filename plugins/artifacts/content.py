@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from mimetypes import MimeTypes
 from types import MappingProxyType
 from typing import Literal
 
-Encoding = Literal["gzip", "identity"]
+Encoding = Literal["gzip", "identity"]  # what a task may ask for
+StoredEncoding = Literal["gzip", "identity", "zstd"]  # what a worker may be told to do where a task does not ask
+
+_NO_RULES: Mapping[str, StoredEncoding] = MappingProxyType({})
 
 UNKNOWN = "application/octet-stream"
 
@@ -52,9 +56,18 @@ def content_type_of(path: str) -> str:
     return _TYPES.get(_extension(path), UNKNOWN)
 
 
-def encoding_of(path: str) -> Encoding:
-    """`identity` for what is compressed already, else `gzip`."""
-    return "identity" if _extension(path).removeprefix(".") in COMPRESSED else "gzip"
+def encoding_of(path: str, content_type: str = "", rules: Mapping[str, StoredEncoding] = _NO_RULES) -> StoredEncoding:
+    """What the first of `rules` says that fits: an extension, `.log`, a type, `text/plain` or `text/*`, or `*`.
+
+    Where none does it is `identity` for what is compressed already, else `gzip`.
+    """
+    extension, plain_type = _extension(path), content_type.partition(";")[0].strip().lower()
+    for pattern, encoding in rules.items():
+        if pattern in {"*", extension, plain_type} or (
+            pattern.endswith("/*") and plain_type.startswith(pattern.removesuffix("*"))
+        ):
+            return encoding
+    return "identity" if extension.removeprefix(".") in COMPRESSED else "gzip"
 
 
 def _extension(path: str) -> str:

@@ -4,49 +4,44 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from engines.base import FileUnreadable, Result, SandboxFile
 from plugins.artifacts.progress import Progress
 from worker.ports import Ports
-from worker.queue.upload import OpenContent
-from worker.spool import CHUNK, Chunks, Read, gzipped
+from worker.queue.transfer import Content
+from worker.spool import CHUNK, Chunks, Method, Read
+from worker.spool import compressed as compressed_spool
 
 
 class FileChanged(Exception):
     """The file grew or shrank while it was read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What is to be sent: its length, and how to open it, once for every attempt."""
+def plain(result: Result, path: str, size: int, progress: Progress, opened: SandboxFile | None = None) -> Content:
+    """The file as it is, which `result` has at `path`.
 
-    length: int
-    open: OpenContent
-
-
-def plain(result: Result, path: str, file: SandboxFile, progress: Progress) -> Content:
-    """`file` as it is, which `result` has at `path`. The first attempt reads it, later ones open the path again."""
-    unread = [file]
+    The first attempt reads `opened`, where it is given; later ones open the path again.
+    """
+    unread = [opened] if opened else []
 
     @asynccontextmanager
     async def open_content() -> AsyncGenerator[AsyncIterable[bytes], None]:
-        progress.begin("Uploading", file.size)
+        progress.begin("Uploading", size)
         if unread:
             yield Chunks(_counted(_reader(path, unread.pop()), progress))
             return
         async with result.open(path) as again:
             yield Chunks(_counted(_reader(path, again), progress))
 
-    return Content(file.size, open_content)
+    return Content(size, open_content)
 
 
 @asynccontextmanager
 async def compressed(
-    ports: Ports, path: str, file: SandboxFile, folder: Path, progress: Progress
+    ports: Ports, path: str, file: SandboxFile, folder: Path, progress: Progress, method: Method
 ) -> AsyncGenerator[Content, None]:
-    """`file` as gzip, kept in an unnamed file in `folder` where it is large.
+    """`file` compressed, kept in an unnamed file in `folder` where it is large.
 
     Raises `FileChanged`, `FileUnreadable`, and OSError where `folder` has no room.
     """
@@ -60,7 +55,7 @@ async def compressed(
         return chunk
 
     progress.begin("Compressing", file.size)
-    async with gzipped(ports, read, folder) as spool:
+    async with compressed_spool(ports, read, folder, method) as spool:
 
         @asynccontextmanager
         async def open_content() -> AsyncGenerator[AsyncIterable[bytes], None]:
@@ -68,7 +63,7 @@ async def compressed(
             await spool.rewind()
             yield Chunks(_counted(spool.read, progress))
 
-        yield Content(spool.length, open_content)
+        yield Content(spool.length, open_content, method)
 
 
 def _counted(read: Read, progress: Progress) -> Read:

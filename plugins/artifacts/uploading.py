@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from engines.base import FileInvalid, FileMissing, FileUnreadable, Result, SandboxFile
-from plugins.artifacts.content import Encoding, content_type_of, encoding_of
-from plugins.artifacts.contents import Content, FileChanged, compressed, plain
+from plugins.artifacts.content import StoredEncoding, content_type_of, encoding_of
+from plugins.artifacts.contents import FileChanged, compressed, plain
 from plugins.artifacts.payload import ArtifactsPayload, Declared
 from plugins.artifacts.progress import Progress
 from plugins.artifacts.report import Remark, Report
+from plugins.artifacts.stores import Item, Store
 from worker.http import HttpError, WrongLength
 from worker.model import Severity
 from worker.quantities import format_size
 from worker.queue.errors import Conflict, QueueError
 from worker.queue.models import ErrorArtifactRequest
-from worker.queue.upload import upload_artifact
+from worker.queue.transfer import Content
 from worker.run import Run
 from worker.services import Services
 
@@ -46,16 +47,21 @@ class Upload:
     item: Declared
     path: str
     name: str
+    encoding: StoredEncoding = "identity"
 
     @property
     def content_type(self) -> str:
         """As declared, else by the file's extension."""
         return self.item.content_type or content_type_of(self.path)
 
-    @property
-    def encoding(self) -> Encoding:
-        """As declared, else by the file's extension."""
-        return self.item.encoding or encoding_of(self.path)
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a worker does with files; sizes in bytes, None where there is no limit."""
+
+    max_file_size: int | None = None
+    max_total_size: int | None = None
+    encodings: Mapping[str, StoredEncoding] = field(default_factory=dict)
 
 
 class Uploader:
@@ -76,13 +82,26 @@ class Uploader:
         run: Run[ArtifactsPayload],
         result: Result,
         report: Report,
-        max_file_size: int | None = None,
+        store: Store,
+        rules: Rules,
     ) -> None:
         self._services = services
         self._run = run
         self._result = result
         self._report = report
-        self._max_file_size = max_file_size
+        self._store = store
+        self._rules = rules
+        self._taken = 0  # bytes of files that were taken on
+        self.stored = 0  # bytes
+        self.files = 0
+
+    def upload_of(self, order: int, item: Declared, path: str, name: str) -> Upload:
+        """A file, with its encoding: as declared, else as the rules say; none where the store has none."""
+        upload = Upload(order, item, path, name)
+        if not self._store.encodes:
+            return upload
+        encoding = item.encoding or encoding_of(path, upload.content_type, self._rules.encodings)
+        return replace(upload, encoding=encoding)
 
     async def upload(self, upload: Upload, progress: Progress) -> None:
         """Upload a file. Cancellation ends it at once; the artifact may then be there without its content."""
@@ -90,7 +109,7 @@ class Uploader:
             async with self._result.open(upload.path) as file:
                 self._check_size(upload, file)
                 async with self._content(upload, file, progress) as content:
-                    await self._send(upload, content)
+                    await self._send(upload, file, content, progress)
         except FILE_FAULTS as error:
             await self.fail(upload, error)
         except Conflict as error:
@@ -127,32 +146,30 @@ class Uploader:
         self._report.add(Remark(upload.order, severity, f"artifact {name} was not uploaded: {text}"))
 
     def _check_size(self, upload: Upload, file: SandboxFile) -> None:
-        if self._max_file_size is not None and file.size > self._max_file_size:
-            limit = format_size(self._max_file_size)
-            raise FileTooLarge(f"{upload.path} has {file.size} bytes, and this worker uploads {limit} at most")
+        most, total = self._rules.max_file_size, self._rules.max_total_size
+        if most is not None and file.size > most:
+            size = f"{upload.path} has {file.size} bytes"
+            raise FileTooLarge(f"{size}, and this worker uploads {format_size(most)} at most")
+        if total is not None and self._taken + file.size > total:
+            size = f"{upload.path} has {file.size} bytes, and {self._taken} are uploaded already"
+            raise FileTooLarge(f"{size}: this worker uploads {format_size(total)} of one task at most")
+        self._taken += file.size
 
     @asynccontextmanager
     async def _content(self, upload: Upload, file: SandboxFile, progress: Progress) -> AsyncGenerator[Content, None]:
-        if upload.encoding == "identity":
-            yield plain(self._result, upload.path, file, progress)
+        if upload.encoding == "identity" or not self._store.encodes:
+            yield plain(self._result, upload.path, file.size, progress, file)
             return
-        services = self._services
-        async with compressed(services.ports, upload.path, file, services.work_dir, progress) as content:
+        services, path = self._services, upload.path
+        async with compressed(services.ports, path, file, services.work_dir, progress, upload.encoding) as content:
             yield content
 
-    async def _send(self, upload: Upload, content: Content) -> None:
-        await upload_artifact(
-            self._run.queue,
-            self._services.http,
-            self._services.ports,
-            self._run.key,
-            upload.name,
-            content_type=upload.content_type,
-            content_encoding=upload.encoding if upload.encoding != "identity" else None,
-            expires=upload.item.expires,
-            open_content=content.open,
-            length=content.length,
-        )
+    async def _send(self, upload: Upload, file: SandboxFile, content: Content, progress: Progress) -> None:
+        as_it_is = content if content.encoding is None else plain(self._result, upload.path, file.size, progress)
+        item = Item(upload.name, upload.content_type, upload.item.expires, content, as_it_is)
+        stored = await self._store.keep(self._run, item)
+        self.stored += stored.length
+        self.files += 1
 
 
 def _reason(error: FileFault) -> Reason:

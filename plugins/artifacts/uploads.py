@@ -19,11 +19,14 @@ from plugins.artifacts.names import NameRefused, Names, prefix_of
 from plugins.artifacts.payload import ArtifactsPayload, Declared
 from plugins.artifacts.progress import ProgressLog
 from plugins.artifacts.report import Report
-from plugins.artifacts.uploading import Upload, Uploader
+from plugins.artifacts.stores import Store
+from plugins.artifacts.uploading import Rules, Upload, Uploader
 from worker.model import Verdict
 from worker.queue.wire import format_time
 from worker.run import Run
 from worker.services import Services
+
+TOLD_SINGLY = 100  # files of a directory, or of a run before there is a line on all of them
 
 
 async def upload_all(
@@ -31,16 +34,17 @@ async def upload_all(
     run: Run[ArtifactsPayload],
     result: Result,
     declared: Sequence[Declared],
+    store: Store,
+    rules: Rules,
     *,
     parallelism: int,
-    max_file_size: int | None = None,
 ) -> Verdict:
     """Upload `declared`, as many files at once as `parallelism` says, and tell in the log which could not be.
 
     A service that fails costs the artifacts that it fails for, not the others. Cancellation ends uploads under way.
     """
     report = Report()
-    uploader = Uploader(services, run, result, report, max_file_size)
+    uploader = Uploader(services, run, result, report, store, rules)
     progress = ProgressLog(run.log)
     send, receive = trio.open_memory_channel[Upload](parallelism)
 
@@ -59,6 +63,8 @@ async def upload_all(
             await send.aclose()
         nursery.cancel_scope.cancel()
     report.tell(run.log)
+    if uploader.files > TOLD_SINGLY:
+        progress.summary(uploader.files, uploader.stored)
     return report.verdict()
 
 
@@ -78,30 +84,37 @@ class _Schedule:
         names = Names(declared)
         for item in declared:
             if item.kind == "file":
-                await self._hand_over(Upload(next(self._order), item, item.path, item.name))
+                await self._hand_over(self._uploader.upload_of(next(self._order), item, item.path, item.name))
             else:
                 await self._directory(item, names)
 
     async def _directory(self, item: Declared, names: Names) -> None:
         prefix = prefix_of(item.name)
         self._log.say(f"Uploading artifacts {prefix}... from directory {item.path}")
+        told = 0
         try:
             async with aclosing(self._result.walk(item.path)) as files:
                 async for relative in files:
-                    upload = Upload(next(self._order), item, join(item.path, relative), prefix + relative)
+                    path, name = join(item.path, relative), prefix + relative
+                    upload = self._uploader.upload_of(next(self._order), item, path, name)
                     try:
                         wanted = names.take(prefix, upload.name, upload.path)
                     except NameRefused as error:
                         self._uploader.blame(upload, str(error))
                         continue
-                    if wanted:
-                        await self._hand_over(upload)
+                    if not wanted:
+                        continue
+                    told += 1
+                    if told == TOLD_SINGLY + 1:
+                        self._log.say(f"More files of directory {item.path} follow, without a line for each")
+                    await self._hand_over(upload, say=told <= TOLD_SINGLY)
         except (FileMissing, FileInvalid, FileUnreadable) as error:
             await self._uploader.fail(Upload(next(self._order), item, item.path, item.name), error)
 
-    async def _hand_over(self, upload: Upload) -> None:
-        self._log.say(
-            f'Uploading artifact {upload.name} from file {upload.path} with content encoding "{upload.encoding}", '
-            f'mime type "{upload.content_type}" and expiry {format_time(upload.item.expires)}'
-        )
+    async def _hand_over(self, upload: Upload, *, say: bool = True) -> None:
+        if say:
+            self._log.say(
+                f'Uploading artifact {upload.name} from file {upload.path} with content encoding "{upload.encoding}", '
+                f'mime type "{upload.content_type}" and expiry {format_time(upload.item.expires)}'
+            )
         await self._send.send(upload)

@@ -25,7 +25,7 @@ from worker.quantities import Duration
 from worker.queue.errors import Conflict, QueueError
 from worker.queue.models import LinkArtifactRequest, ReferenceArtifactRequest, TaskDefinition
 from worker.queue.retry import RetryPolicy
-from worker.queue.upload import UPLOAD_POLICY, upload_artifact
+from worker.queue.transfer import UPLOAD_POLICY
 from worker.run import Run
 from worker.schema import Document
 from worker.services import Services
@@ -136,18 +136,17 @@ class LiveLogHooks(TaskHooks):
 
     async def _store(self, name: str) -> None:
         try:
-            content, encoding = await self._backing.content()
-            await upload_artifact(
+            content = await self._backing.finish()
+            await self._services.storage.upload(
                 self._run.queue,
                 self._services.http,
                 self._services.ports,
                 self._run.key,
                 name,
                 content_type=CONTENT_TYPE,
-                content_encoding=encoding,
                 expires=_expires(self._run.task),
-                open_content=content.open,
-                length=content.length,
+                content=content,
+                plain=self._backing.plain,
                 policy=self._upload_policy,
             )
         except Conflict as error:

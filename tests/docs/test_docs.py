@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").iterdir())
 LIMIT = 60  # seconds for a block
-TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 pages = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 
@@ -144,7 +144,7 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
             assert not anchor or anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in headings}
     for path in re.findall(r"`((?:worker|engines|plugins|tests|bench|docs)/[\w./-]*)`", text):
         assert (ROOT / path).exists(), path
-    for target in re.findall(r"`make ([a-z-]+)", text) + re.findall(r"^make ([a-z-]+)$", page.read_text(), re.M):
+    for target in re.findall(r"`make ([a-z0-9-]+)", text) + re.findall(r"^make ([a-z0-9-]+)$", page.read_text(), re.M):
         assert target in TARGETS, f"there is no `make {target}`"
     for name in re.findall(r"`tc-worker ([a-z]+)", text):
         assert name in commands.commands, f"there is no `tc-worker {name}`"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.artifacts import questions as upload_questions
 from bench.claim import VARIANTS
 from bench.claim_report import FIGURES, RATIOS
 from bench.livelog import questions
@@ -109,3 +110,12 @@ def test_calls_are_told_apart_by_kind_and_not_by_task() -> None:
     path = "/api/queue/v1/task/fN1SbArXTPSVFNUvaOlinQ/runs/0/completed"
     assert call_kind("POST", path) == "POST queue/task/…/runs/0/completed"
     assert call_kind("PUT", "/blobs/fN1SbArXTPSVFNUvaOlinQ/0/log") == "PUT (presigned URL)"
+
+
+def test_artifacts_are_uploaded_in_every_way(tmp_path: Path) -> None:
+    text, report = run_smoke("artifacts", tmp_path)
+    for question in upload_questions(SMOKE):
+        uploaders = {each["uploader"] for each in report["answers"] if each["question"] == question.name}
+        assert uploaders == ({"bare", "worker"} if question.storage == "s3" else {"worker"})
+        assert f"| {question.name} " in text
+    assert all(each["seconds"] > 0 for each in report["answers"])

@@ -104,7 +104,6 @@ class ArtifactMethods:
                 object_name(artifact.task_id, artifact.run_id, artifact.name),
                 task.definition["projectId"],
             )
-            until = call.moment + blobs.URL_LIFETIME
             scopes = [f"object:upload:{project_id}:{name}"]
             return {
                 "storageType": "object",
@@ -112,7 +111,7 @@ class ArtifactMethods:
                 "projectId": project_id,
                 "uploadId": artifact.details["uploadId"],
                 "credentials": self._credentials(call, artifact, "upload", scopes),
-                "expires": to_wire(until),
+                "expires": artifact.expires,
             }
         return {"storageType": artifact.storage_type}
 

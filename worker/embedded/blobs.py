@@ -200,7 +200,8 @@ class Upload:
     sha512: hashlib._Hash = field(default_factory=hashlib.sha512)
 
     def __post_init__(self) -> None:
-        self._partial = self.path.with_suffix(".partial")
+        # Beside the whole name: one blob may be uploaded twice at once, when a first attempt hangs.
+        self._partial = self.path.with_name(f"{self.path.name}.partial")
         self._file: BinaryIO = self._partial.open("xb")
 
     def write(self, content: bytes) -> None:

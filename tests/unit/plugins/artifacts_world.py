@@ -19,6 +19,7 @@ from engines.base import Result
 from plugins.artifacts import Artifacts
 from plugins.artifacts.payload import ArtifactsPayload, DockerWorkerPayload, GenericWorkerPayload
 from plugins.artifacts.plugin import ArtifactsConfig
+from plugins.artifacts.stores import Store
 from worker.model import Verdict
 from worker.ports import Ports
 from worker.queue.models import ErrorArtifactRequest, S3ArtifactRequest
@@ -108,6 +109,7 @@ class World:
     queue: RecordingQueue
     config: ArtifactsConfig = field(default_factory=ArtifactsConfig)
     ports: Ports = field(default_factory=Ports)
+    store: Store | None = None
     log: str = ""
 
     @property
@@ -136,7 +138,7 @@ class World:
             open_services(self.folder, ports=self.ports) as services,
             open_run(self.folder, payload, task=TASK, queue=self.queue, ports=self.ports) as run,
         ):
-            plugin = Artifacts(self.config, services)
+            plugin = Artifacts(self.config, services, store=self.store)
             try:
                 async with plugin.worker_scope(), plugin.task_scope(run) as hooks:
                     return await hooks.stopped(result)

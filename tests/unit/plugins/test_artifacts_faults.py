@@ -60,6 +60,18 @@ async def test_every_fault_has_its_reason(tmp_path: Path, item: dict[str, Any], 
         assert item["path"] in verdict.message
 
 
+async def test_a_task_may_have_only_so_much(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.config = ArtifactsConfig(max_total_size=100, parallelism=1)
+        for name in ("a", "b", "c"):
+            world.write(name, bytes(45))
+        verdict = await world.upload(file("a"), file("b"), file("c"))
+        text = "c has 45 bytes, and 90 are uploaded already: this worker uploads 100 bytes of one task at most"
+        assert verdict == Verdict(Severity.FAILED, f"artifact c was not uploaded: {text}")
+        assert sorted(world.storage.puts) == ["a", "b"]
+        assert world.errors == {"c": "too-large-file-on-worker"}
+
+
 @pytest.mark.parametrize("item", [file("missing"), directory("missing"), file("folder"), file("locked")])
 async def test_an_optional_artifact_fails_nothing(tmp_path: Path, item: dict[str, Any]) -> None:
     async with open_world(tmp_path) as world:

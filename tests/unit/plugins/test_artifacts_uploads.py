@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
 import trio
+import zstandard
 from artifacts_world import TASK, directory, file, generic, open_world
+from pydantic import ValidationError
 
 from engines.base import Ended
 from plugins.artifacts.plugin import ArtifactsConfig
+from plugins.artifacts.uploads import TOLD_SINGLY
 from worker.model import COMPLETED
 from worker.queue.models import S3ArtifactRequest
 from worker.spool import CHUNK
@@ -193,3 +197,38 @@ async def test_cancellation_ends_uploads_under_way_and_leaves_nothing_behind(tmp
             nursery.cancel_scope.cancel()
         assert world.storage.puts == {}
         assert list((tmp_path / "work").iterdir()) == []
+
+
+async def test_rules_say_how_files_are_encoded_whose_task_does_not(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        rules = {".json": "identity", "text/*": "zstd", "application/zip": "gzip", "*": "identity"}
+        world.config = ArtifactsConfig.model_validate({"encodings": rules})
+        expected = {"a.json": None, "a.txt": "zstd", "a.zip": "gzip", "unknown": None, "own.txt": "gzip"}
+        for name in expected:
+            world.write(name, b"some text\n" * 100)
+        items = [file(name) for name in expected if name != "own.txt"]
+        assert await world.upload(*items, file("own.txt", contentEncoding="gzip")) == COMPLETED
+        found = {name: put.headers.get("content-encoding") for name, put in world.storage.puts.items()}
+        assert found == expected
+        text = world.storage.puts["a.txt"]
+        assert zstandard.ZstdDecompressor().decompressobj().decompress(text.body) == b"some text\n" * 100
+        assert 'content encoding "zstd"' in world.log
+
+
+@pytest.mark.parametrize("pattern", ["log", "*.log", ".tar.gz", "text", "TEXT/*", ""])
+def test_what_is_no_rule_is_refused(pattern: str) -> None:
+    with pytest.raises(ValidationError):
+        ArtifactsConfig.model_validate({"encodings": {pattern: "gzip"}})
+
+
+async def test_many_files_have_one_line_together(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        for index in range(TOLD_SINGLY + 20):
+            world.write(f"out/{index:04}", b"x" * 1000)
+        item = directory("out", contentEncoding="identity")
+        assert await world.upload(item) == COMPLETED
+        lines = world.log.splitlines()
+        assert len(lines) == TOLD_SINGLY + 3
+        assert lines[-2].endswith("More files of directory out follow, without a line for each")
+        assert re.search(r"Uploaded 120 artifacts: 0\.1 MiB in [\d.]+ s, [\d.]+ MiB/s$", lines[-1])
+        assert len(world.storage.puts) == TOLD_SINGLY + 20

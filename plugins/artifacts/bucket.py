@@ -1,0 +1,245 @@
+"""The operator's own bucket: objects of S3, which the queue knows as references.
+
+    up to `threshold`   PUT ─────────────────────────────────────────▸ reference
+    beyond it           create ─▸ parts, several at once ─▸ complete ─▸ reference
+                                  each by itself until it is there
+
+The reference comes after the last byte: an artifact that the queue knows can be fetched.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+import trio
+
+from plugins.artifacts.bucketconfig import BucketConfig
+from plugins.artifacts.payload import ArtifactsPayload
+from plugins.artifacts.s3 import S3, Answer, Refused, checksums, make_client
+from plugins.artifacts.stores import Item, Store
+from worker.http import WrongLength
+from worker.ports import Ports
+from worker.queue.errors import QueueError
+from worker.queue.models import ReferenceArtifactRequest
+from worker.queue.retry import Transient
+from worker.queue.transfer import Digests, Stored
+from worker.queue.wire import format_time
+from worker.run import Run
+
+ABORT_LIMIT = 10.0  # seconds to take back an upload that was given up; beyond it, as long as a call in a thread lasts
+
+log = logging.getLogger(__name__)
+
+
+class BucketStore(Store):
+    """A bucket. `pieces` bounds what is in memory of all uploads."""
+
+    encodes = True
+
+    def __init__(self, ports: Ports, config: BucketConfig, s3: S3) -> None:
+        self._ports = ports
+        self._config = config
+        self._s3 = s3
+        self._pieces = trio.CapacityLimiter(config.parts_at_once)
+
+    async def keep(self, run: Run[ArtifactsPayload], item: Item) -> Stored:
+        """As the interface says."""
+        key = self._key(run, item.name)
+        options = self._options(run, item)
+        if item.content.length <= self._config.threshold:
+            stored = await self._put(key, item, options)
+        else:
+            upload = _Multipart(self._ports, self._config, self._s3, self._pieces, key, item)
+            stored = await upload.run(options)
+        url = f"{self._config.base_url}/{quote(key)}"
+        request = ReferenceArtifactRequest(content_type=item.content_type, expires=item.expires, url=url)
+        await run.queue.create_artifact(run.key, item.name, request)
+        log.debug("%s: %s is stored: %d bytes, SHA-256 %s", run.key, item.name, stored.length, stored.sha256)
+        return stored
+
+    def _key(self, run: Run[ArtifactsPayload], name: str) -> str:
+        """Whoever may not read a private artifact from the queue must not be able to guess where it is."""
+        guard = "" if name.startswith("public/") else f"{self._ports.token(16)}/"
+        return f"{self._config.prefix}{run.key.task_id}/{run.key.run_id}/{guard}{name}"
+
+    def _options(self, run: Run[ArtifactsPayload], item: Item) -> dict[str, Any]:
+        config = self._config
+        options = {
+            "ContentType": item.content_type,
+            "ContentEncoding": item.content.encoding,
+            "StorageClass": config.storage_class,
+            "ServerSideEncryption": config.server_side_encryption,
+            "SSEKMSKeyId": config.kms_key_id,
+            "Metadata": {"task-id": run.key.task_id, "expires": format_time(item.expires)},
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+    async def _put(self, key: str, item: Item, options: dict[str, Any]) -> Stored:
+        async with self._piece(), item.content.open() as source:
+            pieces = _Pieces(source, item.content.length, item.content.length or 1)
+            data = await anext(pieces, bytearray())
+            await pieces.end()
+            digests = Digests(self._ports, "sha256")
+            await digests.update(data)
+            sums = await self._ports.run_sync(checksums, data, self._config.checksum)
+            options["Metadata"]["sha256"] = digests.stored(len(data)).sha256
+            await self._s3.call("put_object", data, Key=key, **options, **sums)
+        return digests.stored(len(data))
+
+    @asynccontextmanager
+    async def _piece(self) -> AsyncGenerator[None, None]:
+        # The borrower is the call, not the task.
+        borrower = object()
+        await self._pieces.acquire_on_behalf_of(borrower)
+        try:
+            yield
+        finally:
+            self._pieces.release_on_behalf_of(borrower)
+
+
+class _Pieces(AsyncIterator[bytearray]):
+    """The content in pieces of `size` bytes, the last one shorter. Raises `WrongLength` as soon as it is another."""
+
+    def __init__(self, source: AsyncIterable[bytes], length: int, size: int) -> None:
+        self._source = aiter(source)
+        self._left = length
+        self._size = size
+        self._over = b""
+
+    async def __anext__(self) -> bytearray:
+        wanted = min(self._size, self._left)
+        if not wanted:
+            raise StopAsyncIteration
+        piece = bytearray(self._over[:wanted])
+        self._over = self._over[wanted:]
+        while len(piece) < wanted:
+            chunk = await anext(self._source, b"")
+            if not chunk:
+                raise WrongLength(f"{self._left - len(piece)} bytes fewer than announced")
+            missing = wanted - len(piece)
+            piece += chunk[:missing]
+            self._over = chunk[missing:]
+        self._left -= wanted
+        return piece
+
+    async def end(self) -> None:
+        """See that nothing follows."""
+        if self._over or await anext(self._source, b""):
+            raise WrongLength("more bytes than announced")
+
+
+class _Multipart:
+    """One upload in parts."""
+
+    def __init__(
+        self, ports: Ports, config: BucketConfig, s3: S3, pieces: trio.CapacityLimiter, key: str, item: Item
+    ) -> None:
+        self._ports = ports
+        self._config = config
+        self._s3 = s3
+        self._limiter = pieces
+        self._key = key
+        self._content = item.content
+        self._digests = Digests(ports, "sha256")
+        self._parts: list[dict[str, Any]] = []
+        self._failure: Exception | None = None
+
+    async def run(self, options: dict[str, Any]) -> Stored:
+        """Upload all of it, or leave nothing."""
+        if self._config.checksum == "sha256":
+            options = {**options, "ChecksumAlgorithm": "SHA256"}
+        upload_id = (await self._s3.call("create_multipart_upload", Key=self._key, **options))["UploadId"]
+        try:
+            await self._send(upload_id)
+            await self._complete(upload_id)
+        except BaseException:
+            with trio.move_on_after(ABORT_LIMIT, shield=True):
+                await self._abort(upload_id)
+            raise
+        return self._digests.stored(self._content.length)
+
+    async def _send(self, upload_id: str) -> None:
+        async with trio.open_nursery() as nursery:
+            try:
+                await self._read(upload_id, nursery)
+            except Exception as error:  # noqa: BLE001  # raised below, where no nursery wraps it
+                self._fail(error, nursery.cancel_scope)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _read(self, upload_id: str, nursery: trio.Nursery) -> None:
+        """Read one part after the other and send each from a task of `nursery`, as soon as there is room for it."""
+        async with self._content.open() as source:
+            length = self._content.length
+            pieces = _Pieces(source, length, self._config.part_size_for(length))
+            for number in range(1, -(-length // self._config.part_size_for(length)) + 1):
+                borrower = object()
+                await self._limiter.acquire_on_behalf_of(borrower)
+                try:
+                    data = await anext(pieces)
+                    await self._digests.update(data)
+                except BaseException:
+                    self._limiter.release_on_behalf_of(borrower)
+                    raise
+                nursery.start_soon(self._part, upload_id, number, data, borrower, nursery.cancel_scope)
+            await pieces.end()
+
+    def _fail(self, error: Exception, scope: trio.CancelScope) -> None:
+        self._failure = self._failure or error
+        scope.cancel()
+
+    async def _part(
+        self, upload_id: str, number: int, data: bytearray, borrower: object, scope: trio.CancelScope
+    ) -> None:
+        try:
+            sums = await self._ports.run_sync(checksums, data, self._config.checksum)
+            answer = await self._s3.call(
+                "upload_part", data, Key=self._key, UploadId=upload_id, PartNumber=number, **sums
+            )
+            sums.pop("ContentMD5", None)
+            self._parts.append({"PartNumber": number, "ETag": answer["ETag"], **sums})
+        except QueueError as error:
+            self._fail(error, scope)
+        finally:
+            self._limiter.release_on_behalf_of(borrower)
+
+    async def _complete(self, upload_id: str) -> None:
+        method, parts = "complete_multipart_upload", sorted(self._parts, key=lambda part: int(part["PartNumber"]))
+
+        async def attempt(number: int) -> Answer | Transient:
+            # What an attempt did whose answer was lost cannot be done again. Nobody else writes to this key.
+            if number > 1 and (there := await self._find()):
+                return there
+            return await self._s3.attempt(method, Key=self._key, UploadId=upload_id, MultipartUpload={"Parts": parts})
+
+        await self._s3.repeated(method, attempt)
+
+    async def _find(self) -> Answer | None:
+        """The object, if all of it is there."""
+        try:
+            answer = await self._s3.attempt("head_object", Key=self._key)
+        except Refused:
+            return None
+        if isinstance(answer, Transient) or answer["ContentLength"] != self._content.length:
+            return None
+        return answer
+
+    async def _abort(self, upload_id: str) -> None:
+        try:
+            await self._s3.call("abort_multipart_upload", Key=self._key, UploadId=upload_id)
+        except QueueError as error:
+            log.warning("parts of %s may be left in the bucket: %s", self._key, error)
+
+
+@asynccontextmanager
+async def open_bucket(ports: Ports, config: BucketConfig) -> AsyncGenerator[BucketStore, None]:
+    """The store of a bucket, for as long as the block lasts."""
+    client = await ports.run_sync(make_client, config)
+    try:
+        yield BucketStore(ports, config, S3(ports, client, config.bucket))
+    finally:
+        client.close()

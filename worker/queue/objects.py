@@ -1,0 +1,160 @@
+"""Artifacts by way of the object service.
+
+    createArtifact ─▸ [ createUpload ─▸ PUT ─▸ finishUpload ] ─▸ finishArtifact
+                      once again for a fresh URL
+
+Small content goes along with `createUpload`. The service has no content encoding: content is stored as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TypeVar
+
+from worker.http import HttpClients, WrongLength
+from worker.model import RunKey
+from worker.ports import Ports
+from worker.queue.credentials import Credentials
+from worker.queue.errors import ApiError, Forbidden, QueueError, Unauthorized, Unavailable
+from worker.queue.models import (
+    CreateUploadRequest,
+    CreateUploadResponse,
+    DataInlineUploadRequest,
+    FinishUploadRequest,
+    ObjectArtifactRequest,
+    ObjectArtifactResponse,
+    ProposedUploadMethods,
+    PutUrlUploadRequest,
+    UploadHashes,
+)
+from worker.queue.retry import RetryPolicy, Transient, retrying
+from worker.queue.services import ObjectService, Queue
+from worker.queue.transfer import Content, Digests, Stored, put, read_all
+
+T = TypeVar("T")
+
+MAX_INLINE = 8192  # bytes (facts page, and schemas/object/v1/upload-method-data-inline.json)
+
+_BAD_REQUEST = 400
+
+
+async def upload_object(
+    queue: Queue,
+    http: HttpClients,
+    ports: Ports,
+    key: RunKey,
+    name: str,
+    *,
+    content_type: str,
+    expires: datetime,
+    content: Content,
+    policy: RetryPolicy,
+) -> Stored:
+    """Create the `object` artifact `name` of `content`, which has no encoding; returns when all of it is finished.
+
+    Every step is repeated by itself where it fails; the data are sent again, to a fresh URL, where only that helps.
+    Raises what `worker.queue.upload.upload_artifact` does.
+    """
+    upload = _ObjectUpload(queue, http, ports, key, name, content_type, expires, content)
+    await upload.create()
+    result, attempts = await retrying(upload.attempt, policy, ports.random)
+    if isinstance(result, Transient):
+        raise Unavailable(f"upload of {name}", attempts, result.reason)
+    await queue.finish_artifact(key, name, upload.created.upload_id)
+    return result
+
+
+class _ObjectUpload:
+    """One artifact. `created` is what the queue has said last; its credentials are good for that object alone."""
+
+    created: ObjectArtifactResponse
+
+    def __init__(
+        self,
+        queue: Queue,
+        http: HttpClients,
+        ports: Ports,
+        key: RunKey,
+        name: str,
+        content_type: str,
+        expires: datetime,
+        content: Content,
+    ) -> None:
+        self._queue = queue
+        self._http = http
+        self._ports = ports
+        self._key = key
+        self._name = name
+        self._content = content
+        self._request = ObjectArtifactRequest(content_length=content.length, content_type=content_type, expires=expires)
+        self._service = ObjectService(queue.client.deployment, lambda: Credentials.from_wire(self.created.credentials))
+
+    async def create(self) -> None:
+        """Announce the artifact; again, it gives fresh credentials."""
+        # Taskcluster's queue takes it once, and answers 500 or 409 when it is repeated: its credentials last a day.
+        self.created = await self._queue.create_artifact(self._key, self._name, self._request)
+
+    async def attempt(self, _number: int) -> Stored | Transient:
+        """Send the data, and make the object final."""
+        proposed, inline = await self._propose()
+        agreed = (await self._authorized(lambda: self._create_upload(proposed))).upload_method
+        if agreed.put_url is not None:
+            # Exactly these headers: they are part of the signature.
+            url, headers = agreed.put_url.url, agreed.put_url.headers
+            sent = await put(self._http, self._ports, url, headers, self._content, "sha512")
+            if isinstance(sent, Transient):
+                return sent
+        elif agreed.data_inline and inline is not None:
+            sent = inline
+        else:
+            raise QueueError("object.createUpload", "none of the upload methods that this worker knows was chosen")
+        return await self._finish(sent)
+
+    async def _finish(self, sent: Stored) -> Stored | Transient:
+        try:
+            await self._authorized(lambda: self._finish_upload(sent))
+        except ApiError as error:
+            if error.status != _BAD_REQUEST:
+                raise
+            return Transient(str(error))  # the data are not there, or are others: sent once more they may be right
+        return sent
+
+    async def _propose(self) -> tuple[ProposedUploadMethods, Stored | None]:
+        """The methods to choose from; and what was sent, if the service chooses `dataInline`."""
+        content, content_type = self._content, self._request.content_type
+        put_url = PutUrlUploadRequest(content_length=content.length, content_type=content_type)
+        if content.length > MAX_INLINE:
+            return ProposedUploadMethods(put_url=put_url), None
+        data = await read_all(content)
+        if len(data) != content.length:
+            raise WrongLength(f"upload of {self._name}: not {content.length} bytes, as announced")
+        inline = DataInlineUploadRequest(content_type=content_type, object_data=base64.b64encode(data).decode())
+        digests = Digests(self._ports, "sha256", "sha512")
+        await digests.update(data)
+        return ProposedUploadMethods(data_inline=inline, put_url=put_url), digests.stored(len(data))
+
+    async def _create_upload(self, proposed: ProposedUploadMethods) -> CreateUploadResponse:
+        created = self.created
+        request = CreateUploadRequest(
+            expires=created.expires,
+            project_id=created.project_id,
+            proposed_upload_methods=proposed,
+            upload_id=created.upload_id,
+        )
+        return await self._service.create_upload(created.name, request)
+
+    async def _finish_upload(self, sent: Stored) -> None:
+        created = self.created
+        hashes = UploadHashes(sha256=sent.sha256, sha512=sent.sha512)
+        request = FinishUploadRequest(hashes=hashes, project_id=created.project_id, upload_id=created.upload_id)
+        await self._service.finish_upload(created.name, request)
+
+    async def _authorized(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of `call`, which is made anew with fresh credentials where those it had are not good any more."""
+        try:
+            return await call()
+        except (Unauthorized, Forbidden):
+            await self.create()
+            return await call()
