@@ -54,11 +54,12 @@ class Purges:
     requests have been missed, and nobody knows for which caches of that time.
     """
 
-    def __init__(self, ports: Ports, service: PurgeCache, task_queue_id: str, path: Path) -> None:
+    def __init__(self, ports: Ports, service: PurgeCache, task_queue_id: str, path: Path, limit: float = LIMIT) -> None:
         self._ports = ports
         self._service = service
         self._task_queue_id = task_queue_id
         self._path = path
+        self.limit = limit
         self._answered: datetime | None = None
         self._since: datetime | None = None  # the first answer is to have all that there is
         self._not_before = trio.current_time()
@@ -73,10 +74,10 @@ class Purges:
             return None
         self._not_before = trio.current_time() + INTERVAL
         asked = self._service.client.deployment.clock.now()
-        reason = f"no answer within {LIMIT:.0f} seconds"
+        reason = f"no answer within {self.limit:g} seconds"
         requests = None
         try:
-            with trio.move_on_after(LIMIT):
+            with trio.move_on_after(self.limit):
                 answer = await self._service.requests(self._task_queue_id, self._since, policy=POLICY)
                 before: dict[str, datetime] = {}
                 for entry in answer.requests:

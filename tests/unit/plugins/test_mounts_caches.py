@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable
@@ -26,6 +27,7 @@ from plugins.mounts.purge import Requests
 from worker.errors import FatalWorkerFault, WorkerFault
 from worker.folders import size_of
 from worker.ports import Ports
+from worker.queue.credentials import Credentials
 from worker.services import Services
 from worker.testing.runs import open_services
 
@@ -406,6 +408,28 @@ async def test_an_outage_is_told_once_and_harmless(tmp_path: Path, caplog: pytes
             caches._purges._not_before = trio.current_time()
             assert await leave(caches, "a") == "one"
     assert caplog.text.count("they are used as they are") == 1
+
+
+async def test_a_service_that_is_silent_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_purging(tmp_path) as (services, service), open_caches(services) as caches:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            service.client.options["rootUrl"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            await leave(caches, "a", "one")
+            assert caches._purges is not None
+            caches._purges.limit = 0.1
+            assert await leave(caches, "a") == "one"
+            caches._purges.limit = 1000
+            with trio.fail_after(20):  # it is not asked again for a while
+                assert await leave(caches, "a") == "one"
+    assert "they are used as they are: no answer within 0.1 seconds" in caplog.text
+
+
+async def test_a_client_that_may_not_ask_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_purging(tmp_path) as (services, service), open_caches(services) as caches:
+        service.client.credentials = lambda: Credentials("nobody", "wrong")
+        await leave(caches, "a", "one")
+        assert await leave(caches, "a") == "one"
+    assert "they are used as they are: purge-cache.purgeRequests: 401" in caplog.text
 
 
 async def test_requests_that_were_forgotten_since_the_last_answer_may_have_meant_any(tmp_path: Path) -> None:
