@@ -55,7 +55,7 @@ class BucketConfig(Document):
     checksum: Literal["sha256", "md5"] = "sha256"
     threshold: Annotated[Size, Field(ge=1, le=LARGEST_PUT)] = SMALLEST_PART
     part_size: Annotated[Size, Field(ge=SMALLEST_PART, le=LARGEST_PUT)] = SMALLEST_PART
-    parts_at_once: Annotated[int, Field(ge=1, le=32)] = 8
+    parts_at_once: Annotated[int, Field(ge=1, le=32)] = 5
     stall: Duration = timedelta(seconds=20)
 
     @model_validator(mode="after")
