@@ -24,7 +24,7 @@ from worker.quantities import Duration, Size
 from worker.queue.credentials import Credentials
 from worker.reading import Reading
 from worker.references import References
-from worker.schema import Document, FilePath, JsonObject
+from worker.schema import Document, FilePath, JsonObject, secrets_in
 from worker.webhooks.config import WebhooksConfig
 
 CONFIG_VARIABLE = "TC_WORKER_CONFIG"
@@ -150,9 +150,10 @@ class Config:
 
     @property
     def secrets(self) -> list[str]:
-        """What the worker itself needs and no task's log shows, besides what `worker.log.redact` names."""
-        secrets = [self.credentials.access_token] if self.credentials else []
-        return secrets + ([self.webhooks.stateless_dns.secret] if self.webhooks.stateless_dns else [])
+        """What the worker itself needs, which no task's log shows."""
+        parts = [self.worker, self.engine_config, *self.plugin_configs.values(), self.webhooks]
+        own = [self.credentials.access_token] if self.credentials else []
+        return own + [secret for part in parts for secret in secrets_in(part)]
 
 
 def default_worker_id(hostname: str) -> str:

@@ -61,10 +61,10 @@ class LogConfig(Document):
     redact: RedactConfig = RedactConfig()
 
     def settings(self, secrets: Iterable[str]) -> LogSettings:
-        """For the logs of this worker, which has these secrets of its own."""
+        """For the logs of a worker whose config has these secrets, those of `redact` among them."""
         return LogSettings(
             size_limit=self.size_limit or None,
             tail=self.tail,
-            secrets=frozenset(secret.encode() for secret in (*self.redact.secrets, *secrets)),
+            secrets=frozenset(secret.encode() for secret in secrets),
             patterns=tuple(re.compile(pattern.encode()) for pattern in self.redact.patterns),
         )

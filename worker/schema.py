@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -25,7 +25,10 @@ FilePath = Annotated[Path, BeforeValidator(_as_path)]
 
 
 class Document(BaseModel):
-    """A part of a config or of a payload: camelCase outside, frozen, nothing coerced, nothing unknown."""
+    """A part of a config or of a payload: camelCase outside, frozen, nothing coerced, nothing unknown.
+
+    A field with `repr=False` is a secret: it is in no text, and what a config has in it is hidden in the logs of tasks.
+    """
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -43,6 +46,21 @@ class Slice(Document):
     Each property has one owner. A property whose type is a `Slice` itself is an object that owners share:
     `features` for one, of which each owns some properties.
     """
+
+
+def secrets_in(value: object, *, secret: bool = False) -> Iterator[str]:
+    """The secrets of a document, at any depth."""
+    match value:
+        case str() if secret:
+            yield value
+        case Document():
+            for name, field in type(value).model_fields.items():
+                yield from secrets_in(getattr(value, name), secret=not field.repr)
+        case dict():
+            yield from secrets_in(list(value.values()), secret=secret)
+        case list():
+            for each in value:
+                yield from secrets_in(each, secret=secret)
 
 
 def slice_in(annotation: object) -> type[Slice] | None:

@@ -246,10 +246,15 @@ def test_the_worker_is_named_after_its_machine(hostname: str, worker_id: str) ->
 
 def test_the_worker_knows_which_secrets_are_its_own() -> None:
     dns = {"ip": "203.0.113.5", "domain": "workers.example.com", "secret": "dns secret"}
+    bucket = {"bucket": "bucket", "region": "eu-1", "accessKeyId": "id", "secretAccessKey": "bucket key"}
     document = {
         "rootUrl": "https://tc.example.com",
         "credentials": {"clientId": "me", "accessToken": "my token"},
         "webhooks": {"provider": "statelessDns", "host": "0.0.0.0", "statelessDns": dns},
+        "worker": {"log": {"redact": {"secrets": ["another"]}}},
+        "plugins": {
+            "artifacts": {"store": {"s3": bucket}},
+        },
     }
-    assert parse_config(document, {}).secrets == ["my token", "dns secret"]
+    assert set(parse_config(document, {}).secrets) == {"my token", "another", "bucket key", "dns secret"}
     assert parse_config({}, {}).secrets == []
