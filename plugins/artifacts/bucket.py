@@ -39,6 +39,7 @@ class BucketStore(Store):
     """A bucket. `pieces` bounds what is in memory of all uploads."""
 
     encodes = True
+    announces = False
 
     def __init__(self, ports: Ports, config: BucketConfig, s3: S3) -> None:
         self._ports = ports
@@ -58,7 +59,7 @@ class BucketStore(Store):
         url = f"{self._config.base_url}/{quote(key)}"
         request = ReferenceArtifactRequest(content_type=item.content_type, expires=item.expires, url=url)
         await run.queue.create_artifact(run.key, item.name, request)
-        log.debug("%s: %s is stored: %d bytes, SHA-256 %s", run.key, item.name, stored.length, stored.sha256)
+        log.info("%s: %s is stored: %d bytes, SHA-256 %s", run.key, item.name, stored.length, stored.sha256)
         return stored
 
     def _key(self, run: Run[ArtifactsPayload], name: str) -> str:

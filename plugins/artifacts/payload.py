@@ -73,7 +73,7 @@ class GenericArtifact(Document):
     name: str = ""
     expires: DateTime | None = None
     # The queue takes 255 characters; they become a header.
-    content_type: Annotated[str, Field(max_length=255, pattern=r"^[\x20-\x7e]*$")] = ""
+    content_type: Annotated[str, Field(max_length=255, pattern=r"^([\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?)?$")] = ""
     content_encoding: Encoding | None = None
     optional: bool = False
 

@@ -84,6 +84,8 @@ class S3:
 
     def __init__(self, ports: Ports, client: Any, bucket: str, policy: RetryPolicy = CALL_POLICY) -> None:
         self._ports = ports
+        # No more than the client has connections: a service that is silent must not take all of the worker's threads.
+        self._calls = trio.CapacityLimiter(client.meta.config.max_pool_connections)
         self._client = client
         self._bucket = bucket
         self._policy = policy
@@ -135,7 +137,8 @@ class S3:
 
         call = partial(getattr(self._client, method), **parameters)
         try:
-            answer: Answer = await self._ports.run_sync(call)
+            async with self._calls:
+                answer: Answer = await self._ports.run_sync(call)
         except exceptions.ClientError as error:
             return self._refused(method, error.response)
         except (exceptions.HTTPClientError, exceptions.IncompleteReadError, _Cut) as error:

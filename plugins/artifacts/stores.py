@@ -24,9 +24,13 @@ class Item:
 
 
 class Store(ABC):
-    """One object for a worker. `encodes` says whether content may have an encoding, as far as is known."""
+    """One object for a worker. `encodes` says whether content may have an encoding, as far as is known.
+
+    `announces` says whether an artifact is there, without its content, from the beginning of its upload.
+    """
 
     encodes: bool
+    announces: bool
 
     @abstractmethod
     async def keep(self, run: Run[ArtifactsPayload], item: Item) -> Stored:
@@ -48,6 +52,11 @@ class DeploymentStore(Store):
     def encodes(self) -> bool:  # type: ignore[override]
         """As that storage says."""
         return self._services.storage.encodes
+
+    @property
+    def announces(self) -> bool:  # type: ignore[override]
+        """By the storage type `s3`, which is the one with encodings (facts page, section 1)."""
+        return self.encodes
 
     async def keep(self, run: Run[ArtifactsPayload], item: Item) -> Stored:
         """As the interface says."""

@@ -105,25 +105,31 @@ class Uploader:
 
     async def upload(self, upload: Upload, progress: Progress) -> None:
         """Upload a file. Cancellation ends it at once; the artifact may then be there without its content."""
+        announced = False
         try:
             async with self._result.open(upload.path) as file:
                 self._check_size(upload, file)
                 async with self._content(upload, file, progress) as content:
+                    announced = self._store.announces
                     await self._send(upload, file, content, progress)
         except FILE_FAULTS as error:
-            await self.fail(upload, error)
+            await self.fail(upload, error, announced=announced)
         except Conflict as error:
             self.blame(upload, f"the queue refuses it: {error.message}")
         except (QueueError, HttpError, OSError) as error:
             # A file's own OSErrors are file faults: this one is of a spool, so the disk is full, most likely.
             self._remark(upload, Severity.RESOURCE_UNAVAILABLE, str(error))
 
-    async def fail(self, upload: Upload, error: FileFault) -> None:
-        """Say what is wrong with a file, to the queue too where the task is to blame."""
+    async def fail(self, upload: Upload, error: FileFault, *, announced: bool = False) -> None:
+        """Say what is wrong with a file, to the queue too where the task is to blame.
+
+        An artifact that was `announced` is there without its content, so that no task with it is completed.
+        """
         text = f"{upload.path} changed its length while it was sent" if isinstance(error, WrongLength) else str(error)
-        self.blame(upload, text)
-        if self._blameless(upload):
+        if self._blameless(upload) and not (announced and self._result.ended is not None):
+            self.blame(upload, text)
             return
+        self._remark(upload, Severity.FAILED, text)
         request = ErrorArtifactRequest(
             expires=upload.item.expires, message=text[:MAX_MESSAGE], reason=_reason(error), storage_type="error"
         )

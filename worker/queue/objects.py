@@ -55,7 +55,7 @@ async def upload_object(
     """Create the `object` artifact `name` of `content`, which has no encoding; returns when all of it is finished.
 
     Every step is repeated by itself where it fails; the data are sent again, to a fresh URL, where only that helps.
-    Raises what `worker.queue.upload.upload_artifact` does.
+    Raises what `DeploymentStorage.upload` does.
     """
     upload = _ObjectUpload(queue, http, ports, key, name, content_type, expires, content)
     await upload.create()
@@ -155,6 +155,9 @@ class _ObjectUpload:
         """The result of `call`, which is made anew with fresh credentials where those it had are not good any more."""
         try:
             return await call()
-        except (Unauthorized, Forbidden):
-            await self.create()
+        except (Unauthorized, Forbidden) as error:
+            try:
+                await self.create()
+            except QueueError:
+                raise error from None  # it is what was wrong; that the queue takes no repetition is not
             return await call()

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from math import inf
 
 import trio
 
@@ -16,7 +17,7 @@ from worker.queue.retry import RetryPolicy, Transient, is_transient, parse_retry
 OpenContent = Callable[[], AbstractAsyncContextManager[AsyncIterable[bytes]]]
 
 # An attempt may take as long as the data do, so what counts is the number of attempts rather than the time.
-UPLOAD_POLICY = RetryPolicy(total=1800.0)
+UPLOAD_POLICY = RetryPolicy(total=inf)
 
 # What storages answer for a URL that expired, or for a body that stalled: a fresh URL may do.
 _FRESH_URL_MAY_HELP = frozenset({400, 401, 403})

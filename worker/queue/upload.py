@@ -127,5 +127,5 @@ async def _upload_s3(
 
 
 def _told(key: RunKey, name: str, stored: Stored) -> Stored:
-    log.debug("%s: %s is stored: %d bytes, SHA-256 %s", key, name, stored.length, stored.sha256)
+    log.info("%s: %s is stored: %d bytes, SHA-256 %s", key, name, stored.length, stored.sha256)
     return stored

@@ -337,3 +337,17 @@ async def test_a_long_upload_says_how_far_it_is(tmp_path: Path, autojump_clock: 
         "Uploading artifact slow.zip: 1.0 of 1.0 MiB, 0.1 MiB/s",
         "Uploading artifact slow.zip: 1.0 of 1.0 MiB, 0.1 MiB/s",
     ]
+
+
+@pytest.mark.parametrize(("encoding", "severity"), [("identity", Severity.FAILED), ("gzip", Severity.COMPLETED)])
+async def test_no_task_is_completed_with_an_artifact_that_cannot_be_fetched_though_it_is_optional(
+    tmp_path: Path, encoding: str, severity: Severity
+) -> None:
+    async with open_world(tmp_path) as world:
+        result = ChangingResult(world.task, lambda: ChangingFile(b"short", None))
+        item = {**file("fickle", contentEncoding=encoding), "optional": True}
+        verdict = await world.upload(item, result=result)
+        assert verdict.severity is severity
+        # Announced and without content, or not there at all.
+        assert bool(world.announced) == (severity is Severity.FAILED)
+        assert not world.storage.puts

@@ -94,6 +94,7 @@ def test_every_problem_is_told_with_its_path() -> None:
         (file("a", contentEncoding="br"), "artifacts[0].contentEncoding"),
         (file("a", contentType="text/plain\r\nX-Evil: 1"), "artifacts[0].contentType"),
         (file("a", contentType="x" * 256), "artifacts[0].contentType"),
+        (file("a", contentType="text/plain "), "artifacts[0].contentType"),
         (file("a", optional="yes"), "artifacts[0].optional"),
         (file("a", nmae="b"), "artifacts[0].nmae"),
     ],
