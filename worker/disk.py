@@ -119,7 +119,12 @@ class Disk:
         was_lacking, removed = lacking, []
         try:
             for item, store in sorted(found, key=lambda pair: pair[0].last_used):
-                if await store.remove(item):
+                try:
+                    gone = await store.remove(item)
+                except OSError as error:  # Others can be.
+                    log.error("%s could not be removed: %s", item.name, error.strerror)
+                    continue
+                if gone:
                     removed.append(item)
                     await self._trash.wait_empty()
                     if not (lacking := await self._lacking(size)):

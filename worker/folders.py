@@ -46,6 +46,7 @@ def removing(path: Path) -> Iterator[None]:
 class _Removal:
     def __init__(self, top: Path) -> None:
         self._top = top
+        self._longest = len(os.fsencode(top)) + LENGTH  # in bytes, as the system counts
         self._numbers = itertools.count()
 
     def folder(self, folder: str, depth: int) -> Iterator[None]:
@@ -58,7 +59,7 @@ class _Removal:
                 try:
                     if not entry.is_dir(follow_symlinks=False):
                         os.unlink(entry.path)  # noqa: PTH108 - a Path for each of a million takes as long again
-                    elif depth < DEPTH and len(entry.path) < len(str(self._top)) + LENGTH:
+                    elif depth < DEPTH and len(os.fsencode(entry.path)) < self._longest:
                         yield from self.folder(entry.path, depth + 1)
                     else:
                         self._move_up(Path(entry.path))
@@ -128,7 +129,7 @@ def _detach_mounts(path: Path) -> None:
     """What is mounted there is another's: an engine that was killed may have left a cache or a folder of the host's."""
     for point in mounts_below(path):
         command = ["/usr/bin/env", "umount", "--lazy", "--", point]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode != 0:
             raise OSError(None, f"{point} is mounted, and cannot be detached: {done.stderr.strip()[:200]}")
         log.warning("detached %s, which was mounted in what is removed", point)
@@ -148,4 +149,4 @@ def mounts_below(path: Path) -> list[str]:
 
 def reason(error: OSError) -> str:
     """What went wrong, and with which file, in words."""
-    return f"{error.strerror}: {error.filename}"[:500] if error.filename else str(error.strerror or error)
+    return f"{error.strerror}: {error.filename!a}"[:500] if error.filename else str(error.strerror or error)

@@ -153,7 +153,7 @@ async def open_trash(
                         waiting.cancel_scope.cancel()
                 service.cancel()
     except BaseExceptionGroup as group:
-        if inside is not None and len(group.exceptions) == 1:
+        if inside is not None and len(group.exceptions) == 1 and group.exceptions[0] is inside:
             raise inside from None
         raise
 

@@ -122,6 +122,7 @@ class NativeBuilder(Builder):
                             yield sandbox
                             commands.cancel_scope.cancel()
                 except* NotContained as group:
+                    sandbox.ended = None  # what survives could still write into what would be kept
                     raise WorkerFault(str(group.exceptions[0])) from group
                 finally:
                     output.close_writer()

@@ -32,7 +32,7 @@ class Volumes:
         self._ports = ports
         self._directory = directory
         self._log = log
-        self._lent: list[Volume] = []
+        self._placed: list[Volume] = []
 
     async def place(self, volumes: Iterable[Volume]) -> None:
         """Mount them, in their order. Raises TaskFault where a path cannot be had, and OSError."""
@@ -43,27 +43,38 @@ class Volumes:
                 await self._ports.run_sync(self._move, volume)
 
     async def put_back(self) -> None:
-        """Move what was lent to where it came from; what is no folder any more is lost."""
-        for volume in reversed(self._lent):
+        """Move what was lent to where it came from, without what was mounted in it; what is no folder is lost."""
+        lent = [PurePosixPath(volume.path) for volume in self._placed if volume.lending is Lending.LENT]
+        for number, volume in reversed(list(enumerate(self._placed))):
+            if volume.lending is Lending.LENT:
+                target = volume.source
+            elif any(PurePosixPath(volume.path).is_relative_to(path) for path in lent):
+                target = self._directory / f".mounted-{number}"
+            else:
+                continue
             try:
-                await self._ports.run_sync(self._move_back, volume)
+                await self._ports.run_sync(self._move_out, volume, target)
             except OSError as error:
-                self._log.warn(f"{volume.path} is not kept: {error.strerror or error}")
+                if volume.lending is Lending.LENT:
+                    self._log.warn(f"{volume.path} is not kept: {error.strerror or error}")
 
     def _move(self, volume: Volume) -> None:
         with self._place_of(volume) as (parent, name):
             os.rename(volume.source, name, dst_dir_fd=parent)
         # In the same call, so that no cancel comes between.
-        if volume.lending is Lending.LENT:
-            self._lent.append(volume)
+        self._placed.append(volume)
 
-    def _move_back(self, volume: Volume) -> None:
-        with _folder(self._directory, PurePosixPath(volume.path).parts) as folder:
-            # Whoever is not root may not move a folder that it may not write to.
-            os.fchmod(folder, stat.S_IMODE(os.fstat(folder).st_mode) | stat.S_IRWXU)
+    def _move_out(self, volume: Volume, target: Path) -> None:
         path = PurePosixPath(volume.path)
         with _folder(self._directory, path.parent.parts) as parent:
-            os.rename(path.name, volume.source, src_dir_fd=parent)
+            if volume.lending is Lending.LENT:
+                mode = os.stat(path.name, dir_fd=parent, follow_symlinks=False).st_mode
+                if not stat.S_ISDIR(mode):
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+                # Whoever is not root may move only what it may write to, out of what it may write to.
+                os.chmod(path.name, stat.S_IMODE(mode) | stat.S_IRWXU, dir_fd=parent)
+            os.fchmod(parent, stat.S_IMODE(os.fstat(parent).st_mode) | stat.S_IRWXU)
+            os.rename(path.name, target, src_dir_fd=parent)
 
     async def _copy(self, volume: Volume) -> None:
         with ExitStack() as files:
@@ -75,6 +86,7 @@ class Volumes:
         source = files.enter_context(volume.source.open("rb", buffering=0))
         with self._place_of(volume) as (parent, name):
             opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=parent)
+        self._placed.append(volume)
         return source, files.enter_context(os.fdopen(opened, "wb", buffering=0))
 
     @contextmanager

@@ -72,7 +72,6 @@ class Purges:
         """
         if trio.current_time() < self._not_before:
             return None
-        self._not_before = trio.current_time() + INTERVAL
         asked = self._service.client.deployment.clock.now()
         reason = f"no answer within {self.limit:g} seconds"
         requests = None
@@ -89,15 +88,15 @@ class Purges:
         if reason and not self._is_out:
             log.warning("it is not known which caches are to be purged, and they are used as they are: %s", reason)
         self._is_out = bool(reason)
-        if reason:
-            self._not_before = trio.current_time() + FAILED_INTERVAL
+        # Not before the answer: whoever waits behind a question that is cancelled asks anew.
+        self._not_before = trio.current_time() + (FAILED_INTERVAL if reason else INTERVAL)
         return requests
 
     async def _missed(self, asked: datetime) -> datetime | None:
         """Caches that were made before then may have been meant by a request that nobody knows any more."""
         last = self._since or await self._ports.run_sync(_read, self._path)
         oldest = asked - KEPT + SLACK
-        return oldest if last is not None and last < oldest else None
+        return oldest if last is None or last < oldest else None
 
     async def followed(self) -> None:
         """What the last answer asked for was done."""

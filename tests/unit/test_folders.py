@@ -55,7 +55,7 @@ def test_what_may_not_be_written_is_moved_and_stays_so(unprivileged: Path) -> No
     remove_folder(unprivileged / "other")
 
 
-@pytest.mark.parametrize("name", ["d", "d" * 200])
+@pytest.mark.parametrize("name", ["d", "d" * 200, "語" * 85])
 def test_folders_in_one_another_are_removed_however_many(tmp_path: Path, name: str) -> None:
     (top := tmp_path / "task").mkdir()
     (top / ".deep-0").write_text("a name that a task has taken")
