@@ -303,7 +303,9 @@ class Downloads:
         old = self._entries.get(entry.address)
         self._entries[entry.address] = entry
         if old is not None:
-            old.doomed = True  # and in use by this flight, at least
+            old.doomed = True
+            if not old.pins:
+                await self._discard(old)
         await self._trim()
 
     async def _part(self, source: Source) -> Part:

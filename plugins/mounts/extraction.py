@@ -178,7 +178,7 @@ class _Forward(io.RawIOBase):
 
 def _tar(archive: Path, name: str, target: Path, unpacking: Unpacking) -> Iterator[None]:
     compression = name.partition(".")[2]
-    tree = Tree(target)
+    tree = Tree(target, unpacking.add_entry)
     try:
         with _told_as(name), archive.open("rb") as packed:
             source = open_compressed(packed, compression) if compression else packed
@@ -238,7 +238,7 @@ class _BoundedReads(io.BufferedReader):
 
 
 def _zip(archive: Path, target: Path, unpacking: Unpacking) -> Iterator[None]:
-    tree = Tree(target)
+    tree = Tree(target, unpacking.add_entry)
     try:
         with _told_as("zip"), _BoundedReads(io.FileIO(archive)) as packed, zipfile.ZipFile(packed) as opened:
             entries = opened.infolist()
@@ -258,6 +258,9 @@ def _zip_entry(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, tree: Tree, unpa
     kind = stat.S_IFMT(mode)
     if entry.flag_bits & 1:
         raise Refused(f"{shown(entry.filename)} is encrypted")
+    if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        # Of the others zipfile unpacks all of what it has read at once, whatever that takes of memory.
+        raise Refused(f"{shown(entry.filename)} is compressed by another method than deflate")
     if entry.is_dir() or kind == stat.S_IFDIR:
         tree.directory(entry.filename)
         return

@@ -24,6 +24,9 @@ _SLUG = r"^[A-Za-z0-9_-]{8}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}
 
 Kind = Literal["file", "directory", "cache"]
 
+LONGEST_PATH = 2048  # bytes: below the system's own limit together with what stands before it
+LONGEST_NAME = 255
+
 
 def _problem(text: str) -> PydanticCustomError:
     return PydanticCustomError("mount", "{text}", {"text": text})
@@ -37,6 +40,12 @@ def path_problem(path: str) -> str | None:
         return "an absolute path cannot be a mount's: name one in the task's directory"
     if ".." in path.split("/"):
         return "a path with .. cannot be a mount's: name one in the task's directory"
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        return "expected a path that is text"
+    if len(encoded) > LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
+        return f"a path has {LONGEST_PATH} bytes at most, and each name in it {LONGEST_NAME}"
     if posixpath.normpath(path) == ".":
         return "the task's directory itself cannot be a mount"
     return None

@@ -171,11 +171,14 @@ class MountsHooks(TaskHooks):
         return unpack(packed, item.format, target, unpacking)
 
     async def stopped(self, result: Result | None) -> Verdict:
-        """A cache is kept if the task has ended by itself, however, and not by an exit code that says otherwise."""
+        """A cache is kept if the task has ended by itself, however, and not by an exit code that says otherwise.
+
+        So is one that was there before, where nothing of the task has begun.
+        """
         ended = None if result is None else result.ended
         purged = ended is not None and ended.exit_code in self._run.payload.on_exit_status.purge_caches
         for name, lease in self._leases:
-            lease.keep = ended is not None and not purged
+            lease.keep = (not lease.fresh if result is None else ended is not None) and not purged
             if ended is not None:
                 what = "is thrown away, as the task wants it for this exit code" if purged else "is kept"
                 self._run.log.say(f"[mounts] The cache {name} {what}")

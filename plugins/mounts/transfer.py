@@ -29,7 +29,7 @@ FRESH_URLS = 2  # times that a storage may refuse a URL before the task is to bl
 
 _BLOCK = 1024 * 1024  # bytes that are written at once
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
 
 # Compressed on its way it may come, since storages keep artifacts so; then it is undone here, within the limits.
 _ENCODINGS = {"": "", "identity": "", "gzip": "gz", "x-gzip": "gz", "zstd": "zst"}
@@ -46,8 +46,8 @@ class Validators:
     def of(cls, headers: Mapping[str, str]) -> Validators:
         """Those of an answer. A date counts if it was over by a second: then no other content can have it."""
         etag, modified = headers.get("ETag"), headers.get("Last-Modified")
-        if etag is not None and not etag.startswith('"'):
-            etag = None  # W/, or nonsense
+        if etag is not None and not re.fullmatch(r'"[\x21\x23-\x7e]*"', etag):
+            etag = None  # W/, or what no request could have
         then, now = parse_date(modified or ""), parse_date(headers.get("Date") or "")
         if then is None or now is None or now - then < timedelta(seconds=1):
             modified = None
@@ -178,10 +178,21 @@ class Transfer:
         if found is None or int(found[1]) != part.size:
             part.forget()
             return Transient("the server sends another range than it was asked for")
-        if found[2] != "*":
-            part.total = int(found[2])
+        total = part.total if found[2] == "*" else int(found[2])
+        if self._is_another(answer, total):
+            part.forget()
+            return Transient("the server goes on with other content than it has begun to send")
+        part.total = total
         part.resumed = True
         return await self._receive(answer, source)
+
+    def _is_another(self, answer: HttpStream, total: int | None) -> bool:
+        """Whether what is sent is not the rest of the part (RFC 9110, 15.3.7.3): not all servers heed `If-Range`."""
+        part, headers = self._part, answer.headers
+        known = {"ETag": part.validators.etag, "Last-Modified": part.validators.last_modified}
+        if any(value is not None and headers.get(name, value) != value for name, value in known.items()):
+            return True
+        return part.encoding is None and part.total is not None and total != part.total
 
     async def _receive(self, answer: HttpStream, source: Source) -> Received | Transient:
         part = self._part

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, EIO, EMFILE, ENFILE, ENOSPC, EROFS
 from pathlib import Path
@@ -72,7 +72,9 @@ def link_problem(parts: list[str], target: str) -> str | None:
 class Tree:
     """A folder that is being filled; all of it blocks, and may be called in any thread, one call at a time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, made: Callable[[], None]) -> None:
+        """`made` is called for each directory that no entry stands for."""
+        self._made = made
         self._root = os.open(root, _DIRECTORY)
         # That of the last entry, since the next one is most likely in it too.
         self._parent: tuple[list[str], int] | None = None
@@ -169,6 +171,7 @@ class Tree:
                 if make:
                     with suppress(FileExistsError):
                         os.mkdir(part, 0o755, dir_fd=current)
+                        self._made()
                 below = os.open(part, _DIRECTORY, dir_fd=current)
                 os.close(current)
                 current = below

@@ -63,7 +63,6 @@ class TestMounts(PluginSuite):
         "mounts": [
             {"file": "a.txt", "content": {"raw": "hello"}},
             {"directory": "b", "cacheName": "c"},
-            {"file": "d", "content": {"url": "http://example.invalid/d"}},
         ]
     }
 

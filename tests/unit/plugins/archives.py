@@ -197,6 +197,8 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "truncated tar, between two": ("tar", lambda: tar([member("a", bytes(512))])[:1024], "it breaks off"),
     "damaged header": ("tar", lambda: damaged(tar([member("a", bytes(512)), member("b")]), 1030), "is damaged"),
     "zip with a wrong checksum": ("zip", lambda: damaged(zipped([("a", b"x" * 99, 0)], zipfile.ZIP_STORED), 40), "CRC"),
+    "bz2 bomb in a zip": ("zip", lambda: zipped([("a", bytes(9 * MIB), 0)], zipfile.ZIP_BZIP2), "another method"),
+    "lzma in a zip": ("zip", lambda: zipped([("a", b"x", 0)], zipfile.ZIP_LZMA), "another method than deflate"),
     "truncated zip": ("zip", lambda: zipped([("a", b"x", 0)])[:-5], "is no valid zip"),
     "encrypted zip": ("zip", lambda: damaged_flag(zipped([("a", b"x", 0)])), "is encrypted"),
     "empty": ("tar", lambda: b"", "is no valid tar"),

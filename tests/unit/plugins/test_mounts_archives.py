@@ -71,7 +71,7 @@ async def test_every_format_of_tar_is_extracted(tmp_path: Path, name: str) -> No
     assert (target / "run.sh").stat().st_mtime == 1_700_000_000
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 async def test_zips_are_extracted(tmp_path: Path, compression: int) -> None:
     entries = [
         ("dir/", b"", 0),
@@ -251,3 +251,12 @@ def _resolves_inside(made: dict[tuple[str, ...], str], start: tuple[str, ...]) -
             here.pop()
             todo = target.split("/") + todo
     return True  # it goes round and round, and so nowhere
+
+
+async def test_directories_that_no_entry_stands_for_count_as_entries(tmp_path: Path) -> None:
+    packed = tar([member("/".join([str(number), *"d" * 20, "f"]), b"") for number in range(6)])
+    source, target = tmp_path / "packed", tmp_path / "target"
+    source.write_bytes(packed)
+    target.mkdir()
+    with pytest.raises(Refused, match="has more than 100 entries"):
+        await perform(PORTS, extraction(source, "tar", target, Unpacking(Limits(MIB, 100, 100), len(packed))))
