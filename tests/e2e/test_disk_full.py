@@ -79,7 +79,9 @@ async def test_a_disk_without_room_is_told_and_claims_nothing(tmp_path: Path) ->
 
 async def test_a_long_log_that_cannot_be_compressed_is_stored_from_a_full_disk_too(tmp_path: Path) -> None:
     async with worker_on_small_disk(tmp_path) as (world, _):
-        script = "base64 < /dev/urandom | head -c 4000000; cat /dev/zero > big 2> /dev/null; exit 3"
+        # What could not be compressed makes room, once.
+        fill = "for i in 1 2 3; do cat /dev/zero >> big 2> /dev/null; sleep 0.3; done"
+        script = f"base64 < /dev/urandom | head -c 4000000; {fill}; exit 3"
         status, log = await run(world, script)
         # Where the disk is full before the log's last bytes are on it, that is an internal error.
         assert status.state in {"failed", "exception"}

@@ -211,7 +211,7 @@ async def test_a_walk_finds_regular_files_and_follows_no_links(tmp_path: Path) -
 
 async def test_a_process_that_keeps_the_pipe_open_from_outside_delays_the_end_by_its_limit_only(tmp_path: Path) -> None:
     # A child of the test, not of the task, gets hold of the pipe through /proc.
-    script = "echo ready; exec sleep 1000"
+    script = "echo ready; sleep 1000; :"  # the shell stays: in the midst of an exec a process has no environment
     async with (
         open_services(tmp_path) as services,
         open_run(tmp_path, NativePayload(command=[["sh", "-c", script]])) as run,
