@@ -153,7 +153,8 @@ async def open_trash(
                         waiting.cancel_scope.cancel()
                 service.cancel()
     except BaseExceptionGroup as group:
-        if inside is not None and len(group.exceptions) == 1 and group.exceptions[0] is inside:
+        # A cancellation from inside would be no more of it than what the service has failed with.
+        if inside is not None and not isinstance(inside, trio.Cancelled) and len(group.exceptions) == 1:
             raise inside from None
         raise
 
