@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import version
+from typing import Any
 
 import httpx
 import trio
@@ -22,6 +22,8 @@ CLOSE_LIMIT = 2.0  # seconds for saying goodbye to servers at the end
 
 # Shorter than servers and load balancers commonly keep an idle connection (60 s), so that they seldom close it on us.
 IDLE_LIMIT = 30.0
+
+_DEFAULTS = {"accept": "*/*", "accept-encoding": "gzip", "user-agent": f"tc-worker/{version('tc-worker')}"}
 
 
 class HttpError(Exception):
@@ -101,7 +103,9 @@ class HttpStream:
 
     def chunks(self, *, decode: bool = True) -> AsyncIterator[bytes]:
         """The body as it comes, once; with `decode` false as it is on the wire, gzip and all. Raises `HttpError`."""
-        source = self._response.aiter_bytes() if decode else self._response.aiter_raw()
+        encoded = decode and "Content-Encoding" in self.headers
+        assert isinstance(self._response.stream, httpx.AsyncByteStream)
+        source = self._response.aiter_bytes() if encoded else aiter(self._response.stream)
         self._source = _Chunks(source, self._what)
         return self._source
 
@@ -180,24 +184,28 @@ class _Body(httpx.AsyncByteStream):
         return _Once(self._content) if isinstance(self._content, bytes) else aiter(self._content)
 
 
+def _request(
+    method: str,
+    url: httpx.URL,
+    headers: Mapping[str, str],
+    content: bytes | AsyncIterable[bytes],
+    extensions: dict[str, Any],
+) -> httpx.Request:
+    merged = {**_DEFAULTS, "host": url.netloc.decode("ascii")} | {name.lower(): headers[name] for name in headers}
+    if not isinstance(content, bytes):
+        return httpx.Request(method, url, headers=merged, stream=_Body(content), extensions=extensions)
+    request = httpx.Request(method, url, headers=merged, content=content, extensions=extensions)
+    request.stream = _Body(content)
+    return request
+
+
 class HttpClient:
     """Requests over one pool. A cancelled request closes its connection and leaves the others usable."""
 
     def __init__(self, ports: Ports, kind: Kind) -> None:
-        limits = httpx.Limits(
-            max_connections=kind.connections,
-            max_keepalive_connections=kind.connections,
-            keepalive_expiry=IDLE_LIMIT,
-        )
         self._limiter = trio.CapacityLimiter(kind.connections)
-        self._client = httpx.AsyncClient(
-            transport=ports.transport(limits),
-            timeout=httpx.Timeout(kind.stall, connect=kind.connect, pool=None),
-            headers={"User-Agent": f"tc-worker/{version('tc-worker')}"},
-            follow_redirects=False,
-            cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
-            trust_env=False,
-        )
+        self._transport = ports.transport(IDLE_LIMIT)
+        self._timeouts = {"timeout": {"connect": kind.connect, "read": kind.stall, "write": kind.stall, "pool": None}}
 
     @asynccontextmanager
     async def stream(
@@ -218,9 +226,10 @@ class HttpClient:
         await self._limiter.acquire_on_behalf_of(borrower)
         try:
             with flat_errors(what):
-                request = self._client.build_request(method.upper(), url, headers=headers, content=content)
-                request.stream = _Body(b"" if content is None else content)
-                response = await self._client.send(request, stream=True)
+                request = _request(
+                    method, httpx.URL(url), headers or {}, b"" if content is None else content, self._timeouts
+                )
+                response = await self._transport.handle_async_request(request)
             stream = HttpStream(response, what)
             try:
                 yield stream
@@ -259,7 +268,7 @@ class HttpClient:
 
     async def aclose(self) -> None:
         """Close the connections, at once if cancelled."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,7 +317,7 @@ class SlowPorts(Ports):
         await trio.lowlevel.checkpoint()
         return function(*args)
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
         async def answer(request: httpx.Request) -> httpx.Response:
             await request.aread()
             await trio.sleep(25 if "slow" in request.url.path else 5)

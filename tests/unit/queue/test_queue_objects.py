@@ -45,8 +45,8 @@ class FaultyPorts(Ports):
         self.after: Fault = lambda request: None
         self.calls: list[str] = []
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
-        return _Faulty(self, super().transport(limits))
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
+        return _Faulty(self, super().transport(idle_limit))
 
 
 class _Faulty(httpx.AsyncBaseTransport):
