@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -132,14 +131,9 @@ class TaskRun:
     # What happens in order
 
     async def _run_and_report(self) -> Resolution:
-        path = await self._ports.run_sync(_log_path, self._workshop.services.work_dir, self.key)
+        path = self._workshop.services.work_dir / "logs" / f"{self.key.task_id}-{self.key.run_id}.log"
         async with open_tasklog(self._ports, path, self._workshop.log) as tasklog:
-            try:
-                return await self._run_with(tasklog)
-            finally:
-                # No limit: one short call, and what is not removed here would stay.
-                with trio.CancelScope(shield=True):
-                    await self._ports.run_sync(_remove, path)
+            return await self._run_with(tasklog)
 
     async def _run_with(self, tasklog: TaskLog) -> Resolution:
         parsed = self._workshop.schema.parse(self._task.payload)
@@ -367,16 +361,3 @@ async def _close(tasklog: TaskLog, resolution: Resolution) -> None:
         tasklog.error(resolution.message)
     with suppress(OSError):  # What a full disk does not take is read from memory.
         await tasklog.close()
-
-
-def _log_path(work_dir: Path, key: RunKey) -> Path:
-    folder = work_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder / f"{key.task_id}-{key.run_id}.log"
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        log.error("%s could not be removed: %s", path, error.strerror)
