@@ -184,7 +184,7 @@ async def test_secrets_are_hidden_from_output_and_remarks_also_when_they_come_in
         for byte in b"say open-sesame, ghp_abcdef\n":
             await log.write(bytes([byte]))
         log.say("Executing command 0: knock open-sesame and ghp_123")
-        await log.write(b"x" * CHUNK)  # so that it gets a file
+        await log.write(b"x" * CHUNK + b"\n")  # so that it gets a file
         await log.close()
         text = await everything(log)
         assert (tmp_path / "log").read_bytes() == text
