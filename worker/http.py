@@ -94,20 +94,20 @@ class HttpAnswer:
 class HttpStream:
     """An answer whose body is still to be read; valid inside of `HttpClient.stream`'s block."""
 
-    def __init__(self, response: httpx.Response, what: str) -> None:
+    def __init__(self, response: httpx.Response, what: object) -> None:
         self._response = response
         self._what = what
-        self._source: AsyncIterator[bytes] | None = None
+        self._decoded: AsyncIterator[bytes] | None = None
         self.status = response.status_code
         self.headers = response.headers
 
     def chunks(self, *, decode: bool = True) -> AsyncIterator[bytes]:
         """The body as it comes, once; with `decode` false as it is on the wire, gzip and all. Raises `HttpError`."""
-        encoded = decode and "Content-Encoding" in self.headers
+        if decode and "Content-Encoding" in self.headers:
+            self._decoded = _Chunks(self._response.aiter_bytes(), self._what)
+            return self._decoded
         assert isinstance(self._response.stream, httpx.AsyncByteStream)
-        source = self._response.aiter_bytes() if encoded else aiter(self._response.stream)
-        self._source = _Chunks(source, self._what)
-        return self._source
+        return _Chunks(aiter(self._response.stream), self._what)
 
     async def read(self, limit: int = MAX_BODY) -> bytes:
         """The whole body, decoded. Raises `AnswerTooLarge` beyond `limit` bytes, and `HttpError`."""
@@ -120,12 +120,12 @@ class HttpStream:
 
     async def aclose(self) -> None:
         """Give up what was not read. `HttpClient.stream` does it."""
-        if self._source is not None:
-            # httpx reads through generators inside of generators, and one that is left in the middle is ended by the
+        if self._decoded is not None:
+            # httpx decodes through generators inside of generators, and one that is left in the middle is ended by the
             # garbage collector at any time. Cancelled, they all end here; only what is in memory is read before that.
             with trio.CancelScope() as scope, suppress(HttpError):
                 scope.cancel()
-                async for _ in self._source:
+                async for _ in self._decoded:
                     pass
         with suppress(httpx.RequestError):
             await self._response.aclose()
@@ -134,7 +134,7 @@ class HttpStream:
 class _Chunks(AsyncIterator[bytes]):
     # A class and not a generator: a generator that is left early is cleaned up by the garbage collector, in no scope.
 
-    def __init__(self, source: AsyncIterator[bytes], what: str) -> None:
+    def __init__(self, source: AsyncIterator[bytes], what: object) -> None:
         self._source = source
         self._what = what
 
@@ -146,7 +146,7 @@ class _Chunks(AsyncIterator[bytes]):
 class _Exactly(AsyncIterator[bytes]):
     """The chunks of `source`, as long as they are `length` bytes together. Raises `WrongLength`."""
 
-    def __init__(self, source: AsyncIterable[bytes], length: int, what: str) -> None:
+    def __init__(self, source: AsyncIterable[bytes], length: int, what: object) -> None:
         self._source = aiter(source)
         self._left = length
         self._what = what
@@ -220,7 +220,7 @@ class HttpClient:
 
         A place in the pool is taken until the block ends: do not open another stream of this client inside of it.
         """
-        what = f"{method.upper()} {plain_url(url)}"
+        what = _What(method, url)
         # The borrower is the call, not the task, since one task may well have an upload and a download at once.
         borrower = object()
         await self._limiter.acquire_on_behalf_of(borrower)
@@ -257,7 +257,7 @@ class HttpClient:
         Raises `BadStatus` where the answer is not 2xx, `WrongLength` where `content` is not as long as it should be,
         and `HttpError`. What `content` raises comes out as it is.
         """
-        what = f"PUT {plain_url(url)}"
+        what = _What("PUT", url)
         others = {name: value for name, value in headers.items() if name.lower() != "content-length"}
         body = _Exactly(content, length, what)
         async with self.stream("PUT", url, headers={**others, "Content-Length": str(length)}, content=body) as stream:
@@ -308,9 +308,20 @@ def plain_url(url: str | httpx.URL) -> str:
     return str(parsed.copy_with(path="/", query=None, fragment=None, username=None, password=None))
 
 
+@dataclass(frozen=True, slots=True)
+class _What:
+    """How an error's text begins; made when there is one, since that takes as long as a tenth of the request."""
+
+    method: str
+    url: str | httpx.URL
+
+    def __str__(self) -> str:
+        return f"{self.method.upper()} {plain_url(self.url)}"
+
+
 @contextmanager
-def flat_errors(what: str) -> Generator[None, None, None]:
-    """Turn httpx's errors into ours; `what` begins their text."""
+def flat_errors(what: object) -> Generator[None, None, None]:
+    """Turn httpx's errors into ours; `what`, as a string, begins their text."""
     try:
         yield
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
