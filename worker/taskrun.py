@@ -160,7 +160,12 @@ class TaskRun:
             return
         self._finished = True
         resolution = resolve(combine(host.verdicts), self.cause)
-        await _close(tasklog, resolution)
+        if resolution.state is not State.COMPLETED:
+            if full := await self._workshop.services.disk.full():
+                tasklog.warn(f"the worker's disk is full: {full}")
+            tasklog.error(resolution.message)  # last
+        with suppress(OSError):  # What a full disk does not take is read from memory.
+            await tasklog.close()
         before = len(host.verdicts)
         with self._within_grace(host, "its log was saved"):
             await host.every("finished", lambda hooks: hooks.finished(resolution), self._limiter.config.finished)
@@ -200,8 +205,6 @@ class TaskRun:
             async with step("the engine's builder", engine.builder(run), limits.enter, limits.clean_up) as builder:
                 started = await self._execute(host, builder)
                 run.log.end_output()
-                if full := await self._workshop.services.disk.full():
-                    run.log.warn(f"the worker's disk is full: {full}")
                 if not started:
                     await self._judge(host, run.log, None)
                 else:
@@ -353,11 +356,3 @@ class TaskRun:
             case State.EXCEPTION:
                 assert resolution.reason is not None
                 await self._queue.report_exception(self.key, resolution.reason)
-
-
-async def _close(tasklog: TaskLog, resolution: Resolution) -> None:
-    """The last line says why, where the task did not complete."""
-    if resolution.state is not State.COMPLETED:
-        tasklog.error(resolution.message)
-    with suppress(OSError):  # What a full disk does not take is read from memory.
-        await tasklog.close()
