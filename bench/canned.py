@@ -24,7 +24,7 @@ from worker.taskfile import complete_task
 POLL = 20.0  # seconds that a claim waits for work, as the queue has it (facts page, 1)
 CLAIM_LIFETIME = timedelta(minutes=20)
 
-_TASK_ID = "IIIIIIIIQIIIIIIIIIIIIA"
+_TASK_ID = "AAAAAAAAQACAAAAAAAAAAA"
 _JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 _EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
