@@ -89,10 +89,13 @@ class PluginHost:
         await self._at_once(hook, kept, ordered=True)
 
     async def _at_once(self, hook: str, call: Callable[[Member, TaskHooks], Awaitable[None]], *, ordered: bool) -> None:
-        # Most plugins override few hooks, and a task for each of the others is what a short run would cost most.
+        # Most plugins override few hooks, and tasks for the others would be much of what a short run costs.
         overridden = [
             each for each in self._entered.values() if getattr(type(each[1]), hook) is not getattr(TaskHooks, hook)
         ]
+        if len(overridden) == 1:
+            await call(*overridden[0])
+            return
         done = {member.name: trio.Event() for member, _ in overridden}
 
         async def one(member: Member, hooks: TaskHooks) -> None:

@@ -261,6 +261,11 @@ class TaskRun:
     async def _keep_up(self) -> None:
         """Until the report."""
         with self._upkeep:
+            # Most runs end before there is anything to do, and need no more than this.
+            reclaim_at = claim_times(
+                self._clock.now(), self._taken_until, self._workshop.services.kill_grace
+            ).reclaim_at
+            await self._clock.sleep_until(min(reclaim_at, self._task.deadline))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_claim)
                 nursery.start_soon(self._watch_deadline)
