@@ -20,7 +20,7 @@ from typing import Any
 import trio
 
 from engines.base import Builder, Result, Sandbox
-from worker.claims import claim_times
+from worker.claims import ClaimTimes, claim_times
 from worker.errors import FatalWorkerFault, MalformedPayload, TaskFault
 from worker.model import Cause, CauseKind, Resolution, RunKey, Severity, State, Verdict
 from worker.outcome import classify, combine, leaves, resolve
@@ -261,20 +261,16 @@ class TaskRun:
     async def _keep_up(self) -> None:
         """Until the report."""
         with self._upkeep:
+            times = self._claim_times()
             # Most runs end before there is anything to do, and need no more than this.
-            reclaim_at = claim_times(
-                self._clock.now(), self._taken_until, self._workshop.services.kill_grace
-            ).reclaim_at
-            await self._clock.sleep_until(min(reclaim_at, self._task.deadline))
+            await self._clock.sleep_until(min(times.reclaim_at, self._task.deadline))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._keep_claim)
+                nursery.start_soon(self._keep_claim, times)
                 nursery.start_soon(self._watch_deadline)
 
-    async def _keep_claim(self) -> None:
+    async def _keep_claim(self, times: ClaimTimes) -> None:
         """Reclaim in time, until the queue says that the run is no longer ours or the claim cannot be kept."""
-        grace = self._workshop.services.kill_grace
         while True:
-            times = claim_times(self._clock.now(), self._taken_until, grace)
             await self._clock.sleep_until(times.reclaim_at)
             with trio.move_on_after(self._clock.seconds_until(times.end_at)) as in_time:
                 if not await self._reclaim():
@@ -283,6 +279,10 @@ class TaskRun:
                 message = f"the claim could not be renewed in time, it ends at {self._taken_until:%H:%M:%S} UTC"
                 self.stop(Cause(CauseKind.CLAIM_LOST, message))
                 return
+            times = self._claim_times()
+
+    def _claim_times(self) -> ClaimTimes:
+        return claim_times(self._clock.now(), self._taken_until, self._workshop.services.kill_grace)
 
     async def _reclaim(self) -> bool:
         """Whether the run is still ours; insists until it knows."""
