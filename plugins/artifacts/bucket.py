@@ -18,17 +18,16 @@ from urllib.parse import quote
 import trio
 
 from plugins.artifacts.bucketconfig import BucketConfig
-from plugins.artifacts.payload import ArtifactsPayload
 from plugins.artifacts.s3 import S3, Answer, Refused, base_url_of, checksums, make_client, member
-from plugins.artifacts.stores import Item, Store
+from plugins.artifacts.stores import Store
 from worker.http import WrongLength
+from worker.model import RunKey
 from worker.ports import Ports
 from worker.queue.errors import QueueError
 from worker.queue.models import ReferenceArtifactRequest
 from worker.queue.retry import Transient
-from worker.queue.transfer import Digests, Stored
+from worker.queue.transfer import Content, Digests, NewArtifact, Stored
 from worker.queue.wire import format_time
-from worker.run import Run
 
 ABORT_LIMIT = 10.0  # seconds until an upload that was given up is being taken back, by a call that `stall` ends
 
@@ -48,41 +47,41 @@ class BucketStore(Store):
         self._base_url = base_url
         self._pieces = trio.CapacityLimiter(config.parts_at_once)
 
-    async def keep(self, run: Run[ArtifactsPayload], item: Item) -> Stored:
+    async def keep(self, artifact: NewArtifact) -> Stored:
         """As the interface says."""
-        key = self._key(run, item.name)
-        options = self._options(run, item)
-        if item.content.length <= self._config.threshold:
-            stored = await self._put(key, item, options)
+        key = self._key(artifact.key, artifact.name)
+        options = self._options(artifact)
+        if artifact.content.length <= self._config.threshold:
+            stored = await self._put(key, artifact, options)
         else:
-            upload = _Multipart(self._ports, self._config, self._s3, self._pieces, key, item)
+            upload = _Multipart(self._ports, self._config, self._s3, self._pieces, key, artifact.content)
             stored = await upload.run(options)
         url = f"{self._base_url}/{quote(key)}"
-        request = ReferenceArtifactRequest(content_type=item.content_type, expires=item.expires, url=url)
-        await run.queue.create_artifact(run.key, item.name, request)
-        log.info("%s: %s is stored: %d bytes, SHA-256 %s", run.key, item.name, stored.length, stored.sha256)
+        request = ReferenceArtifactRequest(content_type=artifact.content_type, expires=artifact.expires, url=url)
+        await artifact.queue.create_artifact(artifact.key, artifact.name, request)
+        log.info("%s: %s is stored: %d bytes, SHA-256 %s", artifact.key, artifact.name, stored.length, stored.sha256)
         return stored
 
-    def _key(self, run: Run[ArtifactsPayload], name: str) -> str:
+    def _key(self, key: RunKey, name: str) -> str:
         """Whoever may not read a private artifact from the queue must not be able to guess where it is."""
         guard = "" if name.startswith("public/") else f"{self._ports.token(16)}/"
-        return f"{self._config.prefix}{run.key.task_id}/{run.key.run_id}/{guard}{name}"
+        return f"{self._config.prefix}{key.task_id}/{key.run_id}/{guard}{name}"
 
-    def _options(self, run: Run[ArtifactsPayload], item: Item) -> dict[str, Any]:
+    def _options(self, artifact: NewArtifact) -> dict[str, Any]:
         config = self._config
         options = {
-            "ContentType": item.content_type,
-            "ContentEncoding": item.content.encoding,
+            "ContentType": artifact.content_type,
+            "ContentEncoding": artifact.content.encoding,
             "StorageClass": config.storage_class,
             "ServerSideEncryption": config.server_side_encryption,
             "SSEKMSKeyId": config.kms_key_id,
-            "Metadata": {"task-id": run.key.task_id, "expires": format_time(item.expires)},
+            "Metadata": {"task-id": artifact.key.task_id, "expires": format_time(artifact.expires)},
         }
         return {name: value for name, value in options.items() if value is not None}
 
-    async def _put(self, key: str, item: Item, options: dict[str, Any]) -> Stored:
-        async with self._piece(), item.content.open() as source:
-            pieces = _Pieces(source, item.content.length, item.content.length or 1)
+    async def _put(self, key: str, artifact: NewArtifact, options: dict[str, Any]) -> Stored:
+        async with self._piece(), artifact.content.open() as source:
+            pieces = _Pieces(source, artifact.content.length, artifact.content.length or 1)
             data = await anext(pieces, bytearray())
             await pieces.end()
             digests = Digests(self._ports, "sha256")
@@ -138,14 +137,14 @@ class _Multipart:
     """One upload in parts."""
 
     def __init__(
-        self, ports: Ports, config: BucketConfig, s3: S3, pieces: trio.CapacityLimiter, key: str, item: Item
+        self, ports: Ports, config: BucketConfig, s3: S3, pieces: trio.CapacityLimiter, key: str, content: Content
     ) -> None:
         self._ports = ports
         self._config = config
         self._s3 = s3
         self._limiter = pieces
         self._key = key
-        self._content = item.content
+        self._content = content
         self._digests = Digests(ports, "sha256")
         self._parts: list[dict[str, Any]] = []
         self._failure: Exception | None = None
