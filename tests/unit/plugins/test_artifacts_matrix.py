@@ -167,7 +167,8 @@ class Place:
                 pass  # the queue has its say about the run
             text = await log_text(run)
         status = (await self.admin.status(self.key.task_id)).runs[0]
-        fetched = {name: await self.fetch(name) for name in ("public/big", "public/small")}
+        async with httpx.AsyncClient(transport=self.services.ports.transport(httpx.Limits())) as client:
+            fetched = {name: await self.fetch(client, name) for name in ("public/big", "public/small")}
         return Case(
             status.state,
             status.reason_resolved,
@@ -177,13 +178,12 @@ class Place:
             {name: content for name, content in fetched.items() if content is not None},
         )
 
-    async def fetch(self, name: str) -> bytes | None:
+    async def fetch(self, client: httpx.AsyncClient, name: str) -> bytes | None:
         try:
             place = await self.admin.get_artifact(self.key, name)
         except QueueError:
             return None
-        async with httpx.AsyncClient() as client:
-            answer = await client.get(place.url)
+        answer = await client.get(place.url)
         return answer.content if answer.status_code == 200 else None
 
 
