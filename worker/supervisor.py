@@ -314,9 +314,9 @@ async def run_worker(
                         trash,
                         disk,
                         own.kill_grace,
+                        DeploymentStorage(http, ports, own.artifact_storage),
                         own.capacity,
                         PurgeCache(deployment, lambda: credentials),
-                        DeploymentStorage(own.artifact_storage),
                         hurry,
                     )
                     async with open_workshop(

@@ -142,12 +142,12 @@ async def world(
         async with (
             trio.open_nursery() as nursery,
             open_webhooks(ports, WebhooksConfig()) as webhooks,
-            open_services(folder, webhooks=webhooks) as services,
+            open_services(folder, webhooks=webhooks, upload_policy=QUICK) as services,
             open_run(folder, payload or GenericWorkerLiveLog(), task=TASK, queue=queue) as run,
             httpx.AsyncClient(trust_env=False) as client,
         ):
             await nursery.start(serve, storage, listeners)
-            plugin = LiveLog(LiveLogConfig(delay=timedelta(seconds=delay)), services, upload_policy=QUICK)
+            plugin = LiveLog(LiveLogConfig(delay=timedelta(seconds=delay)), services)
             async with plugin.worker_scope(), plugin.task_scope(run) as hooks:
                 yield World(services, run, hooks, queue, storage, client)
             nursery.cancel_scope.cancel()
