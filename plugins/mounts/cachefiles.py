@@ -91,9 +91,13 @@ def _read(path: Path, is_clean: bool) -> Cache:
 
 
 def make(leased: Path) -> None:
-    """A new cache. Raises OSError."""
+    """A new cache. Raises OSError; then nothing is at `leased`."""
     leased.mkdir(mode=0o700)
-    (leased / CONTENT).mkdir()
+    try:
+        (leased / CONTENT).mkdir()
+    except OSError:
+        leased.rmdir()
+        raise
 
 
 def keep(cache: Cache, leased: Path, target: Path) -> None:

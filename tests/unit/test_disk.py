@@ -30,14 +30,17 @@ class SmallDisk(Ports):
     async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
         if function is look:
             await trio.lowlevel.checkpoint()
-            free = 100 - self.held_by_trash - sum(item.size for store in self.stores for item in store.items)
+            free = (
+                100 - self.held_by_trash - sum(store.sizes[item.name] for store in self.stores for item in store.items)
+            )
             return Room(free, free if self.counts_inodes else None)  # type: ignore[return-value]  # it is that function
         return await super().run_sync(function, *args)
 
 
 class Shelf:
-    def __init__(self, disk: SmallDisk, *items: Item) -> None:
-        self.items = list(items)
+    def __init__(self, disk: SmallDisk, *items: tuple[Item, int]) -> None:
+        self.items = [item for item, _ in items]
+        self.sizes = {item.name: size for item, size in items}
         self.taken: set[str] = set()
         disk.stores.append(self)
 
@@ -56,8 +59,8 @@ class Shelf:
         return [item.name for item in self.items]
 
 
-def item(name: str, last_used: float, size: int) -> Item:
-    return Item(last_used, size, name, name)
+def item(name: str, last_used: float, size: int) -> tuple[Item, int]:
+    return Item(last_used, name, name), size
 
 
 @asynccontextmanager
@@ -80,8 +83,6 @@ async def test_what_was_used_least_recently_goes_first_over_all_stores(
             assert "removed what was used least recently: a" in caplog.text
             assert await disk.make_room() == ""
             assert caches.names() + downloads.names() == ["b", "c", "d"]
-            assert await disk.make_room(20 if space else 0) == ""
-            assert caches.names() + downloads.names() == (["b", "d"] if space else ["b", "c", "d"])
 
 
 async def test_what_somebody_begins_to_use_stays(tmp_path: Path) -> None:
@@ -101,7 +102,6 @@ async def test_what_is_lacking_is_said(tmp_path: Path, caplog: pytest.LogCapture
     async with opened(tmp_path, ports, 60, 55) as disk:
         with disk.add(shelf):
             assert await disk.make_room() == "50 bytes are free in workDir, and minimumDiskSpace is 60 bytes"
-            assert "20 bytes more are needed" in await disk.make_room(20)
     async with opened(tmp_path, ports, 0, 55) as disk:
         assert await disk.make_room() == "50 files can be made in workDir, and minimumInodes is 55"
         ports.counts_inodes = False

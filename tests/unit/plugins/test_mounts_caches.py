@@ -24,7 +24,7 @@ from caches_world import NAMES, ShiftedPorts, ask_to_purge, open_purging, use
 from plugins.mounts import cachefiles, purge
 from plugins.mounts.caches import Caches, open_caches
 from plugins.mounts.purge import Requests
-from worker.errors import FatalWorkerFault, WorkerFault
+from worker.errors import FatalWorkerFault, ResourceUnavailable
 from worker.folders import size_of
 from worker.ports import Ports
 from worker.queue.credentials import Credentials
@@ -316,7 +316,7 @@ async def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path: Path, caplo
         assert await leave(caches, "a", "two") == ""
         assert "cache a is lost: No space left on device" in caplog.text
         ports.functions = (cachefiles.make, cachefiles.end)
-        with pytest.raises(WorkerFault, match="cannot be made in workDir: No space left"):
+        with pytest.raises(ResourceUnavailable, match=r"the cache a cannot be made in workDir: .* is full"):
             await leave(caches, "a", "two")
     assert "caches are lost if the machine goes down now" in caplog.text
 
