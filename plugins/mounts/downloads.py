@@ -341,7 +341,7 @@ class Downloads:
             await self._ports.run_sync(kept.remove, part.path)
 
     async def _keep(self, flight: _Flight, part: Part) -> None:
-        """Keep what there is of a download that has failed. How that has failed is what counts, so it raises nothing."""
+        """Keep what there is of a download that has failed. How it has failed is what counts: it raises nothing."""
         is_of_use = bool(flight.source.sha256 and part.validators and part.size)
         try:
             if is_of_use:
