@@ -60,6 +60,17 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Lacking:
+    """Why there is no room: `of` which kind, the same for as long as it is the same reason, and in words."""
+
+    of: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True)
 class Room:
     """What is free: bytes, and files that can be made, None where the filesystem does not count them."""
 
@@ -94,11 +105,11 @@ class Disk:
         finally:
             self._stores.remove(store)
 
-    async def make_room(self) -> str:
+    async def make_room(self) -> Lacking | None:
         """Have the minimum free, if need be by removing what was used least recently.
 
-        What is in the trash goes first, and is waited for. Returns what is lacking all the same, in words; nothing
-        where all is well. Raises OSError where nobody can look. Cancellation ends it between two items.
+        What is in the trash goes first, and is waited for. Returns what is lacking all the same. Raises OSError where
+        nobody can look. Cancellation ends it between two items.
         """
         async with self._making_room:
             while (lacking := await self._lacking()) and self._trash.busy:
@@ -117,18 +128,20 @@ class Disk:
             return "nothing more can be written"
         return "no more files can be made" if room.inodes == 0 else ""
 
-    async def _lacking(self) -> str:
+    async def _lacking(self) -> Lacking | None:
         room = await self._ports.run_sync(look, self._work_dir)
         if room.free < self._minimum_space:
             wanted = f"minimumDiskSpace is {format_size(self._minimum_space)}"
-            return f"{approximate_size(room.free)} are free in workDir, and {wanted}"
+            return Lacking("bytes", f"{approximate_size(room.free)} are free in workDir, and {wanted}")
         if room.inodes is not None and room.inodes < self._minimum_inodes:
-            return f"{room.inodes} files can be made in workDir, and minimumInodes is {self._minimum_inodes}"
-        return ""
+            wanted = f"minimumInodes is {self._minimum_inodes}"
+            return Lacking("files", f"{room.inodes} files can be made in workDir, and {wanted}")
+        return None
 
-    async def _remove_until_enough(self, lacking: str) -> str:
+    async def _remove_until_enough(self, lacking: Lacking) -> Lacking | None:
         found = [(item, store) for store in self._stores for item in await store.unused()]
-        was_lacking, removed = lacking, []
+        still: Lacking | None = lacking
+        removed = []
         try:
             for item, store in sorted(found, key=lambda pair: pair[0].last_used):
                 try:
@@ -139,12 +152,12 @@ class Disk:
                 if gone:
                     removed.append(item)
                     await self._trash.wait_empty()
-                    if not (lacking := await self._lacking()):
+                    if not (still := await self._lacking()):
                         break
         finally:
             if removed:
-                log.warning("%s; removed what was used least recently: %s", was_lacking, _names(removed))
-        return lacking
+                log.warning("%s; removed what was used least recently: %s", lacking, _names(removed))
+        return still
 
 
 def _names(items: Sequence[Item]) -> str:
