@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from caches_world import mounted_disk
 
 from plugins.mounts.caches import Caches, open_caches
 from worker.disk import Disk, look
@@ -21,15 +21,8 @@ MIB = 2**20
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=1000", "none", str(folder)]
-    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("nothing can be mounted here")
-    try:
+    with mounted_disk(tmp_path / "disk") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @asynccontextmanager

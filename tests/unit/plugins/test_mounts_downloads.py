@@ -12,6 +12,7 @@ from typing import TypeVar
 import pytest
 import trio
 import zstandard
+from caches_world import mounted_disk
 from mounts_world import MIB, SETTINGS, ArtifactQueue, Page, Site, Trouble, gzipped, open_site, sha
 
 from plugins.mounts.downloads import Downloads, DownloadSettings, _Flight, open_downloads
@@ -478,6 +479,27 @@ async def test_what_was_downloaded_and_could_not_be_kept_is_not_downloaded_again
         world.site.pages["/a"] = Page(gzipped(BIG), encoding="gzip")
         assert await world.url("/a") == BIG
         assert len(world.site.requests) == 1
+
+
+@pytest.mark.parametrize("room", [MIB, len(BIG), len(BIG) + 4096])
+@pytest.mark.parametrize("hashed", [True, False])
+async def test_what_does_not_fit_leaves_nothing_on_a_disk_that_is_full(tmp_path: Path, room: int, hashed: bool) -> None:
+    with mounted_disk(tmp_path / "disk") as disk:
+        async with open_world(disk) as world:
+            world.site.pages["/a"] = Page(BIG, etag='"1"')
+            free = os.statvfs(disk).f_bavail * 4096
+            (disk / "filler").write_bytes(bytes(free - room))
+            fits = room > len(BIG) and not hashed  # else there is something about the part beside it
+            known = sha(BIG) if hashed else None
+            if fits:
+                assert await world.url("/a") == BIG
+            else:
+                with pytest.raises(ResourceUnavailable, match="the worker's disk is full: No space left"):
+                    await world.url("/a", known)
+                kept = {name.partition(".")[2] for name in world.files()}
+                assert kept <= ({"part", "part.json"} if hashed else set())
+            (disk / "filler").unlink()
+            assert await world.url("/a", known) == BIG
 
 
 async def test_parts_count_as_what_is_kept(tmp_path: Path) -> None:
