@@ -93,7 +93,7 @@ class Downloads:
         self._folder = services.work_dir / FOLDER
         self._entries: dict[str, Entry] = {}
         self._flights: dict[str, _Flight] = {}
-        self._broken: dict[str, Broken] = {}  # by their files' names: those of no flight
+        self._broken: dict[str, Broken] = {}  # by their files' names; a flight's until it is over, too
         self._parts = trio.Lock()  # between a flight that looks for its part, and its removal
 
     async def load(self) -> None:
@@ -102,6 +102,7 @@ class Downloads:
             self._entries[entry.address] = entry
         for broken in await self._ports.run_sync(kept.broken, self._folder):
             self._broken[broken.name] = broken
+        self._trim()
 
     @asynccontextmanager
     async def held(self, source: Source, log: TaskLog) -> AsyncGenerator[Entry, None]:
@@ -125,7 +126,6 @@ class Downloads:
             flight = self._flights.get(source.key)
             if flight is None:
                 flight = self._flights[source.key] = _Flight(source)
-                self._broken.pop(_part_name(source), None)
                 self._nursery.start_soon(self._fly, flight)
             elif flight.scope.cancel_called:
                 await flight.over.wait()
@@ -203,6 +203,8 @@ class Downloads:
                 flight.entry.pins += len(flight.waiters)
                 self._unpin(flight.entry)
             del self._flights[flight.source.key]
+            if flight.part is not None:  # else it has not come so far as to look for what there is
+                self._broken.pop(flight.part.path.name, None)
             if flight.broken is not None:
                 self._broken[flight.broken.name] = flight.broken
                 self._trim()
@@ -357,9 +359,9 @@ class Downloads:
 
     def _trim(self) -> None:
         """Give up what was used least recently, beyond what is to be kept."""
-        broken = self._broken.values()
-        size = sum(entry.size for entry in self._entries.values()) + sum(each.size for each in broken)
-        unused: list[Entry | Broken] = [*(entry for entry in self._entries.values() if not entry.pins), *broken]
+        size = sum(entry.size for entry in self._entries.values())
+        size += sum(broken.size for broken in self._broken.values())
+        unused: list[Entry | Broken] = [*(entry for entry in self._entries.values() if not entry.pins), *self._idle()]
         for each in sorted(unused, key=lambda each: each.last_used):
             if size <= self._settings.kept:
                 return
@@ -380,12 +382,21 @@ class Downloads:
             else:
                 await self._services.trash.discard(entry.path)
 
+    def _parts_in_use(self) -> set[str]:
+        return {_part_name(flight.source) for flight in self._flights.values()}
+
+    def _idle(self) -> list[Broken]:
+        used = self._parts_in_use()
+        return [each for each in self._broken.values() if each.name not in used]
+
     async def _remove_part(self, broken: Broken) -> bool:
         """Whether it is gone: a flight may have taken it meanwhile."""
         is_gone = False
         with trio.CancelScope(shield=True):
             async with self._parts:
-                if not any(_part_name(flight.source) == broken.name for flight in self._flights.values()):
+                if broken.name in self._parts_in_use():
+                    self._broken[broken.name] = broken
+                else:
                     try:
                         await self._ports.run_sync(kept.remove, self._folder / broken.name)
                         is_gone = True
@@ -404,12 +415,13 @@ class Downloads:
                 for entry in self._entries.values()
                 if not entry.pins
             ),
-            *(Item(each.last_used, "a download that broke off", each.name) for each in self._broken.values()),
+            *(Item(each.last_used, "a download that broke off", each.name) for each in self._idle()),
         ]
 
     async def remove(self, item: Item) -> bool:
         """Give one up; False where somebody uses it by now."""
-        if (broken := self._broken.pop(item.key, None)) is not None:
+        if (broken := next((each for each in self._idle() if each.name == item.key), None)) is not None:
+            del self._broken[broken.name]
             return await self._remove_part(broken)
         entry = self._entries.get(item.key)
         if entry is None or entry.pins:

@@ -519,6 +519,32 @@ async def test_parts_count_as_what_is_kept(tmp_path: Path) -> None:
         assert world.files() == []
 
 
+async def test_a_part_is_known_whatever_becomes_of_who_wants_to_go_on_with_it(tmp_path: Path) -> None:
+    async with open_world(tmp_path, settings=replace(SETTINGS, parallelism=1)) as world:
+        world.site.pages |= {"/a": Page(BIG, etag='"1"'), "/b": Page(b"b" * MIB)}
+        world.site.troubles["/a"] = [Trouble(breaks_at=MIB), *(Trouble(status=500) for _ in range(3))]
+        with pytest.raises(ResourceUnavailable):
+            await world.url("/a", sha(BIG))
+        [part] = await world.downloads.unused()
+        world.site.gate = trio.Event()
+        source = await world.source("/a", sha(BIG))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.url, "/b")
+            await world.site.halfway.acquire()
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as waiting:
+                    waiting.start_soon(world.get, source)
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert await world.downloads.unused() == [], "it waits for its place"
+                    assert not await world.downloads.remove(part)
+                    scope.cancel()
+            world.site.gate.set()
+        assert part in await world.downloads.unused()
+        assert await world.get(source) == BIG
+        assert world.site.requests[-1][1]["range"] == f"bytes={MIB}-"
+        assert part not in await world.downloads.unused()
+
+
 async def test_a_download_that_waits_for_its_place_says_so(tmp_path: Path) -> None:
     async with open_world(tmp_path, settings=replace(SETTINGS, parallelism=1)) as world:
         world.site.pages |= {"/a": Page(BIG), "/b": Page(b"b")}
