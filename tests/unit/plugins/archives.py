@@ -140,7 +140,7 @@ def records(kind: bytes, *said: tuple[str, bytes]) -> bytes:
 def global_headers(count: int) -> bytes:
     """Each of 1 MiB nearly, about something else, with an entry behind it."""
     return b"".join(
-        records(tarfile.XGLTYPE, (f"comment{number}", b"1" * (MIB - 2000))) + raw(tarfile.REGTYPE, 0)
+        records(tarfile.XGLTYPE, (f"comment{number}", b"a" * (MIB - 2000))) + raw(tarfile.REGTYPE, 0)
         for number in range(count)
     )
 
