@@ -10,6 +10,7 @@ import select
 import ssl
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
+from functools import cache
 
 import h11
 import httpx
@@ -78,7 +79,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def _secured(self, socket: trio.SocketStream, host: str) -> trio.abc.Stream:
         try:
-            context = self._ssl or await trio.to_thread.run_sync(_ssl_context)
+            context = await trio.to_thread.run_sync(_ssl_context) if self._ssl is None else self._ssl
             stream = trio.SSLStream(socket, context, server_hostname=host, https_compatible=True)
             await stream.do_handshake()
         except BaseException:

@@ -167,7 +167,7 @@ class Place:
                 pass  # the queue has its say about the run
             text = await log_text(run)
         status = (await self.admin.status(self.key.task_id)).runs[0]
-        async with httpx.AsyncClient(transport=self.services.ports.transport(httpx.Limits())) as client:
+        async with httpx.AsyncClient(transport=self.services.ports.transport(30)) as client:
             fetched = {name: await self.fetch(client, name) for name in ("public/big", "public/small")}
         return Case(
             status.state,
