@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isfinite
 
 from worker.embedded import index_table
 from worker.embedded.api_artifacts import GET_ARTIFACT
 from worker.embedded.call import Call
+from worker.embedded.errors import InputValidationError
 from worker.embedded.index_table import Entry
 from worker.embedded.routing import Endpoint, Handler, Reply, check
 from worker.embedded.scopes import AllOf, Each, Expression
@@ -103,6 +105,8 @@ class IndexMethods:
     async def insert_task(self, call: Call) -> Reply:
         """Put a task at a path, unless one of a higher rank is there; the answer is what is there then."""
         path, request = _path(call), call.read(InsertTaskRequest)
+        if not isfinite(request.rank):
+            raise InputValidationError("Schema Validation Failed!\nErrors:\n  * rank: is out of range")
         new = Entry(path, request.task_id, request.rank, to_wire(request.expires), request.data)
 
         def work(tx: Transaction) -> Entry:

@@ -101,6 +101,13 @@ async def test_the_highest_rank_stays_and_of_equal_ones_the_latest(autojump_cloc
         assert (await insert(api, PATH, last, rank=0))["taskId"] == last, "what has expired has no rank any more"
 
 
+async def test_a_rank_that_no_answer_could_hold_is_refused(autojump_clock: MockClock) -> None:
+    async with virtual_queue() as api:
+        body = {"taskId": api.ports.slug(), "rank": 10**400, "data": {}, "expires": to_wire(api.ports.now())}
+        answer = await api.call("Index", "insertTask", PATH, body)
+        assert (answer.status_code, "rank" in answer.json()["message"]) == (400, True)
+
+
 async def test_namespaces_are_listed_down_from_the_root(autojump_clock: MockClock) -> None:
     async with virtual_queue() as api:
         task_id = api.ports.slug()
