@@ -24,7 +24,7 @@ from worker.queue.credentials import Credentials
 from worker.queue.deployment import Deployment
 from worker.queue.models import LinkArtifactRequest, TaskClaim
 from worker.queue.services import Queue
-from worker.queue.transfer import Content
+from worker.queue.transfer import Content, NewArtifact
 from worker.queue.upload import DeploymentStorage
 
 MAX_CLAIM = 32
@@ -78,17 +78,9 @@ async def _upload_and_report(deployment: Deployment, claim: TaskClaim) -> None:
         )
         uploads.start_soon(queue.create_artifact, key, "public/logs/live.log", link)
         content = Content(len(LOG), _open_log, "gzip")
-        await DeploymentStorage("s3").upload(
-            queue,
-            deployment.http,
-            deployment.ports,
-            key,
-            "public/logs/live_backing.log",
-            content_type="text/plain; charset=utf-8",
-            expires=expires,
-            content=content,
-            plain=content,
-        )
+        name, content_type = "public/logs/live_backing.log", "text/plain; charset=utf-8"
+        artifact = NewArtifact(queue, key, name, content_type, expires, content, content)
+        await DeploymentStorage(deployment.http, deployment.ports, "s3").upload(artifact)
     await queue.report_completed(key)
 
 

@@ -22,9 +22,9 @@ class RecordingPorts(Ports):
         super().__init__()
         self.calls: Counter[str] = Counter()
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
         """A transport that counts."""
-        return _Recorder(super().transport(limits), self.calls)
+        return _Recorder(super().transport(idle_limit), self.calls)
 
 
 class _Recorder(httpx.AsyncBaseTransport):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Protocol
 
 import trio
 
+from worker.errors import ResourceUnavailable, WorkerFault
 from worker.ports import Ports
 from worker.quantities import approximate_size, format_size
 from worker.trash import Trash
@@ -27,13 +29,24 @@ MOST_NAMES = 10  # of what was removed, in the log
 class Item:
     """Something that a store could do without. `name` is for the log; `key` is the store's own.
 
-    `last_used` is in seconds since 1970, `size` in bytes as well as it is known, 0 where it is not.
+    `last_used` is in seconds since 1970.
     """
 
     last_used: float
-    size: int
     name: str
     key: str
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it says that nothing more can be written."""
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def fault_of(error: OSError, what: str) -> ResourceUnavailable | WorkerFault:
+    """What an error on the worker's disk is to a run: a full one is no fault, but a lack. `what` could not be done."""
+    if is_full(error):
+        return ResourceUnavailable(f"{what}: the worker's disk is full: {error.strerror}")
+    return WorkerFault(f"{what}: {error.strerror or error}")
 
 
 class Store(Protocol):
@@ -44,6 +57,17 @@ class Store(Protocol):
 
     async def remove(self, item: Item) -> bool:
         """Give one of these up; False where it is gone, or somebody has begun to use it meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """Why there is no room: `of` which kind, the same for as long as it is the same reason, and in words."""
+
+    of: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +105,17 @@ class Disk:
         finally:
             self._stores.remove(store)
 
-    async def make_room(self, size: int = 0) -> str:
-        """Have room for `size` bytes beyond the minimum, if need be by removing what was used least recently.
+    async def make_room(self) -> Lacking | None:
+        """Have the minimum free, if need be by removing what was used least recently.
 
-        What is in the trash goes first, and is waited for. Returns what is lacking all the same, in words; nothing
-        where all is well. Raises OSError where nobody can look. Cancellation ends it between two items.
+        What is in the trash goes first, and is waited for. Returns what is lacking all the same. Raises OSError where
+        nobody can look. Cancellation ends it between two items.
         """
         async with self._making_room:
-            while (lacking := await self._lacking(size)) and self._trash.busy:
+            while (lacking := await self._lacking()) and self._trash.busy:
                 await self._trash.wait_progress()
             if lacking and self._stores:
-                lacking = await self._remove_until_enough(size, lacking)
+                lacking = await self._remove_until_enough(lacking)
             return lacking
 
     async def full(self) -> str:
@@ -104,19 +128,20 @@ class Disk:
             return "nothing more can be written"
         return "no more files can be made" if room.inodes == 0 else ""
 
-    async def _lacking(self, size: int) -> str:
+    async def _lacking(self) -> Lacking | None:
         room = await self._ports.run_sync(look, self._work_dir)
-        if room.free < self._minimum_space + size:
+        if room.free < self._minimum_space:
             wanted = f"minimumDiskSpace is {format_size(self._minimum_space)}"
-            more = f", and {approximate_size(size)} more are needed" if size else ""
-            return f"{approximate_size(room.free)} are free in workDir, and {wanted}{more}"
+            return Lacking("bytes", f"{approximate_size(room.free)} are free in workDir, and {wanted}")
         if room.inodes is not None and room.inodes < self._minimum_inodes:
-            return f"{room.inodes} files can be made in workDir, and minimumInodes is {self._minimum_inodes}"
-        return ""
+            wanted = f"minimumInodes is {self._minimum_inodes}"
+            return Lacking("files", f"{room.inodes} files can be made in workDir, and {wanted}")
+        return None
 
-    async def _remove_until_enough(self, size: int, lacking: str) -> str:
+    async def _remove_until_enough(self, lacking: Lacking) -> Lacking | None:
         found = [(item, store) for store in self._stores for item in await store.unused()]
-        was_lacking, removed = lacking, []
+        still: Lacking | None = lacking
+        removed = []
         try:
             for item, store in sorted(found, key=lambda pair: pair[0].last_used):
                 try:
@@ -127,12 +152,12 @@ class Disk:
                 if gone:
                     removed.append(item)
                     await self._trash.wait_empty()
-                    if not (lacking := await self._lacking(size)):
+                    if not (still := await self._lacking()):
                         break
         finally:
             if removed:
-                log.warning("%s; removed what was used least recently: %s", was_lacking, _names(removed))
-        return lacking
+                log.warning("%s; removed what was used least recently: %s", lacking, _names(removed))
+        return still
 
 
 def _names(items: Sequence[Item]) -> str:

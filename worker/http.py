@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import version
+from typing import Any
 
 import httpx
 import trio
@@ -22,6 +22,8 @@ CLOSE_LIMIT = 2.0  # seconds for saying goodbye to servers at the end
 
 # Shorter than servers and load balancers commonly keep an idle connection (60 s), so that they seldom close it on us.
 IDLE_LIMIT = 30.0
+
+_DEFAULTS = {"accept": "*/*", "accept-encoding": "gzip", "user-agent": f"tc-worker/{version('tc-worker')}"}
 
 
 class HttpError(Exception):
@@ -92,18 +94,20 @@ class HttpAnswer:
 class HttpStream:
     """An answer whose body is still to be read; valid inside of `HttpClient.stream`'s block."""
 
-    def __init__(self, response: httpx.Response, what: str) -> None:
+    def __init__(self, response: httpx.Response, what: object) -> None:
         self._response = response
         self._what = what
-        self._source: AsyncIterator[bytes] | None = None
+        self._decoded: AsyncIterator[bytes] | None = None
         self.status = response.status_code
         self.headers = response.headers
 
     def chunks(self, *, decode: bool = True) -> AsyncIterator[bytes]:
         """The body as it comes, once; with `decode` false as it is on the wire, gzip and all. Raises `HttpError`."""
-        source = self._response.aiter_bytes() if decode else self._response.aiter_raw()
-        self._source = _Chunks(source, self._what)
-        return self._source
+        if decode and "Content-Encoding" in self.headers:
+            self._decoded = _Chunks(self._response.aiter_bytes(), self._what)
+            return self._decoded
+        assert isinstance(self._response.stream, httpx.AsyncByteStream)
+        return _Chunks(aiter(self._response.stream), self._what)
 
     async def read(self, limit: int = MAX_BODY) -> bytes:
         """The whole body, decoded. Raises `AnswerTooLarge` beyond `limit` bytes, and `HttpError`."""
@@ -116,12 +120,12 @@ class HttpStream:
 
     async def aclose(self) -> None:
         """Give up what was not read. `HttpClient.stream` does it."""
-        if self._source is not None:
-            # httpx reads through generators inside of generators, and one that is left in the middle is ended by the
+        if self._decoded is not None:
+            # httpx decodes through generators inside of generators, and one that is left in the middle is ended by the
             # garbage collector at any time. Cancelled, they all end here; only what is in memory is read before that.
             with trio.CancelScope() as scope, suppress(HttpError):
                 scope.cancel()
-                async for _ in self._source:
+                async for _ in self._decoded:
                     pass
         with suppress(httpx.RequestError):
             await self._response.aclose()
@@ -130,7 +134,7 @@ class HttpStream:
 class _Chunks(AsyncIterator[bytes]):
     # A class and not a generator: a generator that is left early is cleaned up by the garbage collector, in no scope.
 
-    def __init__(self, source: AsyncIterator[bytes], what: str) -> None:
+    def __init__(self, source: AsyncIterator[bytes], what: object) -> None:
         self._source = source
         self._what = what
 
@@ -142,7 +146,7 @@ class _Chunks(AsyncIterator[bytes]):
 class _Exactly(AsyncIterator[bytes]):
     """The chunks of `source`, as long as they are `length` bytes together. Raises `WrongLength`."""
 
-    def __init__(self, source: AsyncIterable[bytes], length: int, what: str) -> None:
+    def __init__(self, source: AsyncIterable[bytes], length: int, what: object) -> None:
         self._source = aiter(source)
         self._left = length
         self._what = what
@@ -180,24 +184,28 @@ class _Body(httpx.AsyncByteStream):
         return _Once(self._content) if isinstance(self._content, bytes) else aiter(self._content)
 
 
+def _request(
+    method: str,
+    url: httpx.URL,
+    headers: Mapping[str, str],
+    content: bytes | AsyncIterable[bytes],
+    extensions: dict[str, Any],
+) -> httpx.Request:
+    merged = {**_DEFAULTS, "host": url.netloc.decode("ascii")} | {name.lower(): headers[name] for name in headers}
+    if not isinstance(content, bytes):
+        return httpx.Request(method, url, headers=merged, stream=_Body(content), extensions=extensions)
+    request = httpx.Request(method, url, headers=merged, content=content, extensions=extensions)
+    request.stream = _Body(content)
+    return request
+
+
 class HttpClient:
     """Requests over one pool. A cancelled request closes its connection and leaves the others usable."""
 
     def __init__(self, ports: Ports, kind: Kind) -> None:
-        limits = httpx.Limits(
-            max_connections=kind.connections,
-            max_keepalive_connections=kind.connections,
-            keepalive_expiry=IDLE_LIMIT,
-        )
         self._limiter = trio.CapacityLimiter(kind.connections)
-        self._client = httpx.AsyncClient(
-            transport=ports.transport(limits),
-            timeout=httpx.Timeout(kind.stall, connect=kind.connect, pool=None),
-            headers={"User-Agent": f"tc-worker/{version('tc-worker')}"},
-            follow_redirects=False,
-            cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
-            trust_env=False,
-        )
+        self._transport = ports.transport(IDLE_LIMIT)
+        self._timeouts = {"timeout": {"connect": kind.connect, "read": kind.stall, "write": kind.stall, "pool": None}}
 
     @asynccontextmanager
     async def stream(
@@ -212,15 +220,16 @@ class HttpClient:
 
         A place in the pool is taken until the block ends: do not open another stream of this client inside of it.
         """
-        what = f"{method.upper()} {plain_url(url)}"
+        what = _What(method, url)
         # The borrower is the call, not the task, since one task may well have an upload and a download at once.
         borrower = object()
         await self._limiter.acquire_on_behalf_of(borrower)
         try:
             with flat_errors(what):
-                request = self._client.build_request(method.upper(), url, headers=headers, content=content)
-                request.stream = _Body(b"" if content is None else content)
-                response = await self._client.send(request, stream=True)
+                request = _request(
+                    method, httpx.URL(url), headers or {}, b"" if content is None else content, self._timeouts
+                )
+                response = await self._transport.handle_async_request(request)
             stream = HttpStream(response, what)
             try:
                 yield stream
@@ -248,7 +257,7 @@ class HttpClient:
         Raises `BadStatus` where the answer is not 2xx, `WrongLength` where `content` is not as long as it should be,
         and `HttpError`. What `content` raises comes out as it is.
         """
-        what = f"PUT {plain_url(url)}"
+        what = _What("PUT", url)
         others = {name: value for name, value in headers.items() if name.lower() != "content-length"}
         body = _Exactly(content, length, what)
         async with self.stream("PUT", url, headers={**others, "Content-Length": str(length)}, content=body) as stream:
@@ -259,7 +268,7 @@ class HttpClient:
 
     async def aclose(self) -> None:
         """Close the connections, at once if cancelled."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,9 +308,20 @@ def plain_url(url: str | httpx.URL) -> str:
     return str(parsed.copy_with(path="/", query=None, fragment=None, username=None, password=None))
 
 
+@dataclass(frozen=True, slots=True)
+class _What:
+    """How an error's text begins; made when there is one, since that takes as long as a tenth of the request."""
+
+    method: str
+    url: str | httpx.URL
+
+    def __str__(self) -> str:
+        return f"{self.method.upper()} {plain_url(self.url)}"
+
+
 @contextmanager
-def flat_errors(what: str) -> Generator[None, None, None]:
-    """Turn httpx's errors into ours; `what` begins their text."""
+def flat_errors(what: object) -> Generator[None, None, None]:
+    """Turn httpx's errors into ours; `what`, as a string, begins their text."""
     try:
         yield
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import trio
 
 from worker.ports import Ports
+
+log = logging.getLogger("worker.run")
 
 CHUNK = 64 * 1024  # bytes that a reader gets at once, and that may wait in memory before they are written
 RECENT = 64 * 1024  # bytes that stay in memory after they were written, for the readers that follow
@@ -20,12 +23,12 @@ class LogFile:
 
     The last of them stay in memory, once for all readers: so a log that is followed costs no reads from the file, be
     it by hundreds, and one that nobody follows costs a few writes. Whoever lags behind reads from the file alone:
-    however slow, such a reader holds up neither the writer nor the memory.
+    however slow, such a reader holds up neither the writer nor the memory. What is never flushed gets no file.
     """
 
-    def __init__(self, ports: Ports, path: Path, descriptor: int) -> None:
+    def __init__(self, ports: Ports, path: Path) -> None:
         self._ports = ports
-        self._descriptor = descriptor
+        self._descriptor: int | None = None
         self._recent = bytearray()  # the last bytes; those that are not in the file are among them
         self._start = 0  # the offset at which they begin
         self._stored = 0  # bytes in the file
@@ -38,6 +41,11 @@ class LogFile:
     def size(self) -> int:
         """How many bytes there are so far."""
         return self._start + len(self._recent)
+
+    @property
+    def has_file(self) -> bool:
+        """Whether any of them had to be brought to the file."""
+        return self._descriptor is not None
 
     @property
     def unwritten(self) -> int:
@@ -64,6 +72,8 @@ class LogFile:
     async def flush(self) -> None:
         """Bring to the file what was added, also meanwhile. Raises OSError, and then keeps the data."""
         async with self._flushing:
+            if self._descriptor is None:
+                self._descriptor = await self._ports.run_sync(_create, self.path)
             while self.unwritten:
                 behind = self._stored - self._start
                 data = bytes(self._recent[behind : behind + CHUNK])
@@ -93,10 +103,31 @@ class LogFile:
             if offset >= self._start:
                 begin = offset - self._start
                 return bytes(self._recent[begin : begin + most])
+        assert self._descriptor is not None
         data = await self._ports.run_sync(os.pread, self._descriptor, min(most, self._stored - offset), offset)
         if not data:
             raise OSError(errno.EIO, "the log's file has become shorter")
         return data
+
+    async def aclose(self) -> None:
+        """Remove the file, if there is one; nothing can be read any more. Cancellation does not end it early."""
+        if self._descriptor is not None:
+            # No limit: one short call, and what is not removed here would stay.
+            with trio.CancelScope(shield=True):
+                await self._ports.run_sync(_remove, self.path, self._descriptor)
+
+
+def _create(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _remove(path: Path, descriptor: int) -> None:
+    os.close(descriptor)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("%s could not be removed: %s", path, error.strerror)
 
 
 class Follower(AsyncIterator[bytes]):

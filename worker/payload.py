@@ -113,7 +113,6 @@ class PayloadSchema:
     def parse(self, payload: JsonObject) -> Parsed:
         """Take a payload apart; every problem of it is told."""
         dialect = self.dialect_of(payload)
-        known = self._names(dialect)
         problems = list(_strangers(payload, self._owned[dialect], PUBLISHED[dialect]))
         slices: dict[str, Slice] = {}
         for owner in self.owners:
@@ -122,7 +121,7 @@ class PayloadSchema:
             try:
                 slices[owner.name] = model.model_validate(part, by_alias=True, by_name=False)
             except ValidationError as error:
-                problems += problems_of(error, known)
+                problems += problems_of(error, self._names(dialect))
                 with suppress(ValidationError):  # A required property has no default: then there is no slice.
                     slices[owner.name] = model()
         return Parsed(slices, problems)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import trio
@@ -127,8 +128,9 @@ async def namespaces_work() -> bool:
         return False
 
 
+@cache
 def _program(name: str) -> str:
-    """The path of a program, by the worker's own PATH: never by that of a task."""
+    """The path of a program, by the worker's own PATH: never by that of a task. Raises NoNamespace."""
     if (path := shutil.which(name)) is None:
         raise NoNamespace(f"{name} is not installed")
     return path

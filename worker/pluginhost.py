@@ -71,7 +71,7 @@ class PluginHost:
             with nullcontext() if limit is None else self.limiter.step(f"plugin {member.name}: {hook}", limit):
                 await call(hooks)
 
-        await self._at_once(limited, ordered=limit is not None)
+        await self._at_once(hook, limited, ordered=limit is not None)
 
     async def every(self, hook: str, call: Callable[[TaskHooks], Awaitable[Verdict | None]], limit: timedelta) -> None:
         """As `each`, and keep every verdict and error: no plugin's failure keeps another one from its hook."""
@@ -86,10 +86,17 @@ class PluginHost:
                 if verdict is not None:
                     self.verdicts.append(verdict)
 
-        await self._at_once(kept, ordered=True)
+        await self._at_once(hook, kept, ordered=True)
 
-    async def _at_once(self, call: Callable[[Member, TaskHooks], Awaitable[None]], *, ordered: bool) -> None:
-        done = {name: trio.Event() for name in self._entered}
+    async def _at_once(self, hook: str, call: Callable[[Member, TaskHooks], Awaitable[None]], *, ordered: bool) -> None:
+        # Most plugins override few hooks, and tasks for the others would be much of what a short run costs.
+        overridden = [
+            each for each in self._entered.values() if getattr(type(each[1]), hook) is not getattr(TaskHooks, hook)
+        ]
+        if len(overridden) == 1:
+            await call(*overridden[0])
+            return
+        done = {member.name: trio.Event() for member, _ in overridden}
 
         async def one(member: Member, hooks: TaskHooks) -> None:
             for name in member.plugin.after & done.keys() if ordered else ():
@@ -100,7 +107,7 @@ class PluginHost:
                 done[member.name].set()
 
         async with trio.open_nursery() as nursery:
-            for member, hooks in self._entered.values():
+            for member, hooks in overridden:
                 nursery.start_soon(one, member, hooks, name=member.name)
 
 

@@ -15,6 +15,8 @@ from typing import TypeVar
 import httpx
 import trio
 
+from worker.transport import Transport
+
 T = TypeVar("T")
 
 
@@ -50,6 +52,6 @@ class Ports:
         """
         return await trio.to_thread.run_sync(function, *args)
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
-        """The network under an HTTP client, with at most as many connections as `limits` says."""
-        return httpx.AsyncHTTPTransport(limits=limits, trust_env=True, retries=0)
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
+        """The network under an HTTP client; a connection that was idle for `idle_limit` seconds is not used again."""
+        return Transport(idle_limit)

@@ -175,7 +175,7 @@ class ProcessTree:
                     await self._members.wait_dead(left)
                     left = await self._in_thread(self._members.alive)
                 nursery.cancel_scope.cancel()
-        killed = await self._ports.run_sync(self._members.alive_of, left)
+        killed = await self._ports.run_sync(self._members.alive_of, left) if left else left
         self.ending = Ending(len(asked.running), len(asked.strayed), len(killed))
 
     async def _end_by_force(self) -> None:

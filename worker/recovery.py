@@ -110,6 +110,7 @@ def _lock(work_dir: Path) -> int:
 
 def _remove_folders(work_dir: Path) -> None:
     trash, numbers = work_dir / TRASH, itertools.count()
+    trash.mkdir(mode=0o700, exist_ok=True)
     for folder in FOLDERS:
         left = list((work_dir / folder).iterdir()) if (work_dir / folder).is_dir() else []
         for path in left:

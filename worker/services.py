@@ -46,7 +46,7 @@ class Services:
     trash: Trash
     disk: Disk
     kill_grace: timedelta
+    storage: DeploymentStorage
     capacity: int = 1
     purge_cache: PurgeCache | None = None
-    storage: DeploymentStorage = field(default_factory=DeploymentStorage)
     hurry: trio.Event = field(default_factory=trio.Event)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, Literal, Protocol, TypeVar
 
 import trio
 
@@ -16,9 +16,11 @@ from worker.ports import Ports
 
 CHUNK = 256 * 1024  # bytes that are sent at once
 IN_MEMORY = 1024 * 1024  # compressed bytes that stay in memory; more goes to the disk
+SMALL = 8 * 1024  # bytes that are compressed in about the time that a thread would take
 
 _GZIP_FORMAT = zlib.MAX_WBITS + 16  # zlib's deflateInit2; the header has neither a name nor a time
 
+T = TypeVar("T")
 Read = Callable[[], Awaitable[bytes]]
 Method = Literal["gzip", "zstd"]
 
@@ -63,11 +65,14 @@ class Compressed:
 
     async def rewind(self) -> None:
         """Begin anew."""
-        await self._ports.run_sync(self._spool.seek, 0)
+        await self._perform(self._spool.seek, 0)
 
     async def read(self) -> bytes:
         """The next bytes, none at the end."""
-        return await self._ports.run_sync(self._spool.read, CHUNK)
+        return await self._perform(self._spool.read, CHUNK)
+
+    async def _perform(self, function: Callable[[int], T], argument: int) -> T:
+        return await _perform(self._ports, self.length <= IN_MEMORY, function, argument)
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[AsyncIterable[bytes], None]:
@@ -96,7 +101,7 @@ class Compression:
 
     async def feed(self, chunk: bytes) -> None:
         """Compress these too. Raises OSError where the folder has no room; after that only `restart` is of use."""
-        await self._ports.run_sync(self._compress, chunk)
+        await _perform(self._ports, self.fed + len(chunk) <= SMALL, self._compress, chunk)
 
     def _compress(self, chunk: bytes) -> None:
         if self._compressor is None:
@@ -120,7 +125,7 @@ class Compression:
 
     async def finish(self) -> Compressed:
         """What was fed, compressed; nothing more can be. It is readable until the block of `open_compression` ends."""
-        await self._ports.run_sync(self._finish)
+        await _perform(self._ports, self.fed <= SMALL, self._finish)
         return Compressed(self._ports, self._spool, self._spool.tell())
 
     def _finish(self) -> None:
@@ -133,7 +138,15 @@ class Compression:
         # Freeing a large file's blocks takes a while. There is no limit beside the shield: a call that has begun in a
         # thread cannot be given up anyhow.
         with trio.CancelScope(shield=True):
-            await self._ports.run_sync(self._close)
+            await _perform(self._ports, self.fed <= SMALL, self._close)
+
+
+async def _perform(ports: Ports, at_once: bool, function: Callable[..., T], *args: object) -> T:
+    """Call `function`: here where it takes no time, else in a thread. Cancellation comes before it or after it."""
+    if at_once:
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+    return await ports.run_sync(function, *args)
 
 
 @asynccontextmanager

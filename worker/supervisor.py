@@ -20,7 +20,7 @@ from plugins.base import Plugin
 from worker.cancelpoll import CancelPoll
 from worker.claims import Claim, ClaimState, Finish, StopReason, Wait
 from worker.config import Config, WorkerConfig
-from worker.disk import Disk
+from worker.disk import Disk, Lacking
 from worker.http import open_http
 from worker.model import Cause, CauseKind, RunKey
 from worker.ports import Ports
@@ -87,7 +87,7 @@ class Supervisor:
         self._asking = trio.CancelScope()
         self._looking = trio.CancelScope()
         self._tasks = trio.CancelScope()
-        self._disk_is_low = False
+        self._lacking = ""  # of what the disk has too little, as was told
         self._claim_is_out = False
         self._refusal = ""  # the last one that was told
 
@@ -254,19 +254,19 @@ class Supervisor:
 
     async def _disk_suffices(self) -> bool:
         """Whether there is room for another run, made by removing what nobody uses where it must be."""
-        lacking = "it takes long to make room in workDir"
+        lacking: Lacking | None = Lacking("time", "it takes long to make room in workDir")
         with self._watchdog.expects("a look at the disk", DISK_LIMIT), trio.move_on_after(DISK_LIMIT) as self._looking:
             if self._state.stop is not None:
                 return False
             try:
                 lacking = await self._workshop.services.disk.make_room()
             except OSError as error:  # Its tasks may yet come to their ends.
-                lacking = f"workDir cannot be looked at: {error.strerror}"
+                lacking = Lacking("sight", f"workDir cannot be looked at: {error.strerror}")
         if lacking and self._state.stop is None:
             self._state.postponed(trio.current_time() + DISK_PAUSE)
-            if not self._disk_is_low:
+            if lacking.of != self._lacking:
                 log.warning("claims nothing: %s", lacking)
-        self._disk_is_low = bool(lacking)
+        self._lacking = lacking.of if lacking else ""
         return not lacking
 
 
@@ -314,9 +314,9 @@ async def run_worker(
                         trash,
                         disk,
                         own.kill_grace,
+                        DeploymentStorage(http, ports, own.artifact_storage),
                         own.capacity,
                         PurgeCache(deployment, lambda: credentials),
-                        DeploymentStorage(own.artifact_storage),
                         hurry,
                     )
                     async with open_workshop(

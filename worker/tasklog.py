@@ -8,7 +8,6 @@ worker ─ say ─▸ redaction ─┘            └─▸ tail, appended at th
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
@@ -167,7 +166,8 @@ class TaskLog:
             if self._tail is not None:
                 self._store(self._tail.notice(self._time()) + self._tail.content())
             self.file.close()
-        await self.file.flush()
+        if self.file.has_file:
+            await self.file.flush()
 
 
 class _Tail:
@@ -212,9 +212,9 @@ def _wire(now: datetime) -> str:
 
 @asynccontextmanager
 async def open_tasklog(ports: Ports, path: Path, settings: LogSettings | None = None) -> AsyncGenerator[TaskLog, None]:
-    """A new log in `path`, readable until the block ends. Removing the file is the caller's."""
-    descriptor = await ports.run_sync(os.open, path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    """A new log, readable until the block ends; where it becomes long it is kept in a new file at `path` until then."""
+    file = LogFile(ports, path)
     try:
-        yield TaskLog(ports, LogFile(ports, path, descriptor), settings or LogSettings())
+        yield TaskLog(ports, file, settings or LogSettings())
     finally:
-        os.close(descriptor)
+        await file.aclose()

@@ -15,13 +15,12 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import trio
 
 from engines.base import Builder, Result, Sandbox
-from worker.claims import claim_times
+from worker.claims import ClaimTimes, claim_times
 from worker.errors import FatalWorkerFault, MalformedPayload, TaskFault
 from worker.model import Cause, CauseKind, Resolution, RunKey, Severity, State, Verdict
 from worker.outcome import classify, combine, leaves, resolve
@@ -132,14 +131,9 @@ class TaskRun:
     # What happens in order
 
     async def _run_and_report(self) -> Resolution:
-        path = await self._ports.run_sync(_log_path, self._workshop.services.work_dir, self.key)
+        path = self._workshop.services.work_dir / "logs" / f"{self.key.task_id}-{self.key.run_id}.log"
         async with open_tasklog(self._ports, path, self._workshop.log) as tasklog:
-            try:
-                return await self._run_with(tasklog)
-            finally:
-                # No limit: one short call, and what is not removed here would stay.
-                with trio.CancelScope(shield=True):
-                    await self._ports.run_sync(_remove, path)
+            return await self._run_with(tasklog)
 
     async def _run_with(self, tasklog: TaskLog) -> Resolution:
         parsed = self._workshop.schema.parse(self._task.payload)
@@ -166,7 +160,12 @@ class TaskRun:
             return
         self._finished = True
         resolution = resolve(combine(host.verdicts), self.cause)
-        await _close(tasklog, resolution)
+        if resolution.state is not State.COMPLETED:
+            if full := await self._workshop.services.disk.full():
+                tasklog.warn(f"the worker's disk is full: {full}")
+            tasklog.error(resolution.message)  # last
+        with suppress(OSError):  # What a full disk does not take is read from memory.
+            await tasklog.close()
         before = len(host.verdicts)
         with self._within_grace(host, "its log was saved"):
             await host.every("finished", lambda hooks: hooks.finished(resolution), self._limiter.config.finished)
@@ -206,8 +205,6 @@ class TaskRun:
             async with step("the engine's builder", engine.builder(run), limits.enter, limits.clean_up) as builder:
                 started = await self._execute(host, builder)
                 run.log.end_output()
-                if full := await self._workshop.services.disk.full():
-                    run.log.warn(f"the worker's disk is full: {full}")
                 if not started:
                     await self._judge(host, run.log, None)
                 else:
@@ -264,15 +261,16 @@ class TaskRun:
     async def _keep_up(self) -> None:
         """Until the report."""
         with self._upkeep:
+            times = self._claim_times()
+            # Most runs end before there is anything to do, and need no more than this.
+            await self._clock.sleep_until(min(times.reclaim_at, self._task.deadline))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._keep_claim)
+                nursery.start_soon(self._keep_claim, times)
                 nursery.start_soon(self._watch_deadline)
 
-    async def _keep_claim(self) -> None:
+    async def _keep_claim(self, times: ClaimTimes) -> None:
         """Reclaim in time, until the queue says that the run is no longer ours or the claim cannot be kept."""
-        grace = self._workshop.services.kill_grace
         while True:
-            times = claim_times(self._clock.now(), self._taken_until, grace)
             await self._clock.sleep_until(times.reclaim_at)
             with trio.move_on_after(self._clock.seconds_until(times.end_at)) as in_time:
                 if not await self._reclaim():
@@ -281,6 +279,10 @@ class TaskRun:
                 message = f"the claim could not be renewed in time, it ends at {self._taken_until:%H:%M:%S} UTC"
                 self.stop(Cause(CauseKind.CLAIM_LOST, message))
                 return
+            times = self._claim_times()
+
+    def _claim_times(self) -> ClaimTimes:
+        return claim_times(self._clock.now(), self._taken_until, self._workshop.services.kill_grace)
 
     async def _reclaim(self) -> bool:
         """Whether the run is still ours; insists until it knows."""
@@ -359,24 +361,3 @@ class TaskRun:
             case State.EXCEPTION:
                 assert resolution.reason is not None
                 await self._queue.report_exception(self.key, resolution.reason)
-
-
-async def _close(tasklog: TaskLog, resolution: Resolution) -> None:
-    """The last line says why, where the task did not complete."""
-    if resolution.state is not State.COMPLETED:
-        tasklog.error(resolution.message)
-    with suppress(OSError):  # What a full disk does not take is read from memory.
-        await tasklog.close()
-
-
-def _log_path(work_dir: Path, key: RunKey) -> Path:
-    folder = work_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder / f"{key.task_id}-{key.run_id}.log"
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        log.error("%s could not be removed: %s", path, error.strerror)

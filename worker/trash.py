@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -113,7 +114,6 @@ def throw_away(path: Path, trash: Path, numbers: Iterable[int]) -> bool:
         return False
     target = next(target for number in numbers if not os.path.lexists(target := trash / str(number)))
     try:
-        trash.mkdir(mode=0o700, exist_ok=True)
         move(path, target)
     except OSError as error:
         if error.errno != errno.ENOSPC:  # for the longer folder
@@ -131,9 +131,11 @@ async def open_trash(
     """The trash of a worker, which is emptied beside the block, and for `stop_limit` seconds after it.
 
     `hurry` ends that at once. What is left then is the next start's, which says by `leftovers` that there may be
-    some. What the block raises comes out as it is.
+    some. What the block raises comes out as it is. Raises OSError where there can be no folder.
     """
-    trash = Trash(ports, work_dir / FOLDER, leftovers=leftovers)
+    folder = work_dir / FOLDER
+    await ports.run_sync(partial(folder.mkdir, mode=0o700, exist_ok=True))
+    trash = Trash(ports, folder, leftovers=leftovers)
     inside: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:

@@ -100,10 +100,7 @@ class NativeBuilder(Builder):
     @asynccontextmanager
     async def sandbox(self) -> AsyncGenerator[Sandbox, None]:
         log, engine = self._run.log, self._engine
-        try:
-            await self.mounted.place(self.volumes)
-        except OSError as error:
-            raise WorkerFault(f"a volume could not be mounted: {error.strerror or error}") from error
+        await self.mounted.place(self.volumes)
         begun = trio.current_time()
         output = Output(log)
         pumping = trio.CancelScope(shield=True)  # A killed task's last words belong into the log.

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from engines.base import Lending, Volume
+from worker.disk import fault_of
 from worker.errors import TaskFault
 from worker.ports import Ports
 from worker.tasklog import TaskLog
@@ -35,21 +36,28 @@ class Volumes:
         self._placed: list[Volume] = []
 
     async def place(self, volumes: Iterable[Volume]) -> None:
-        """Mount them, in their order. Raises TaskFault where a path cannot be had, and OSError."""
+        """Mount them, in their order.
+
+        Raises TaskFault where a path cannot be had, ResourceUnavailable where the disk is full, and WorkerFault.
+        """
         for volume in volumes:
-            if volume.lending is Lending.SHARED:
-                await self._copy(volume)
-            else:
-                await self._ports.run_sync(self._move, volume)
+            try:
+                if volume.lending is Lending.SHARED:
+                    await self._copy(volume)
+                else:
+                    await self._ports.run_sync(self._move, volume)
+            except OSError as error:
+                raise fault_of(error, f"{volume.path} could not be mounted") from error
 
     async def put_back(self) -> None:
         """Move what was lent to where it came from, without what was mounted in it; what is no folder is lost."""
         lent = [PurePosixPath(volume.path) for volume in self._placed if volume.lending is Lending.LENT]
-        for number, volume in reversed(list(enumerate(self._placed))):
+        for volume in reversed(self._placed):
             if volume.lending is Lending.LENT:
                 target = volume.source
             elif any(PurePosixPath(volume.path).is_relative_to(path) for path in lent):
-                target = self._directory / f".mounted-{number}"
+                # The task may have made whatever name it could foresee, to keep something in the cache.
+                target = self._directory / f".mounted-{self._ports.token()}"
             else:
                 continue
             try:
@@ -60,6 +68,10 @@ class Volumes:
 
     def _move(self, volume: Volume) -> None:
         with self._place_of(volume) as (parent, name):
+            # A folder may take the place of an empty one. A file would take that of any other.
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             os.rename(volume.source, name, dst_dir_fd=parent)
         # In the same call, so that no cancel comes between.
         self._placed.append(volume)

@@ -18,19 +18,18 @@ from urllib.parse import quote
 import trio
 
 from plugins.artifacts.bucketconfig import BucketConfig
-from plugins.artifacts.payload import ArtifactsPayload
-from plugins.artifacts.s3 import S3, Answer, Refused, checksums, make_client
-from plugins.artifacts.stores import Item, Store
+from plugins.artifacts.s3 import S3, Answer, Refused, base_url_of, checksums, make_client, member
+from plugins.artifacts.stores import Store
 from worker.http import WrongLength
+from worker.model import RunKey
 from worker.ports import Ports
 from worker.queue.errors import QueueError
 from worker.queue.models import ReferenceArtifactRequest
 from worker.queue.retry import Transient
-from worker.queue.transfer import Digests, Stored
+from worker.queue.transfer import Content, Digests, NewArtifact, Stored
 from worker.queue.wire import format_time
-from worker.run import Run
 
-ABORT_LIMIT = 10.0  # seconds to take back an upload that was given up; beyond it, as long as a call in a thread lasts
+ABORT_LIMIT = 10.0  # seconds until an upload that was given up is being taken back, by a call that `stall` ends
 
 log = logging.getLogger(__name__)
 
@@ -41,47 +40,48 @@ class BucketStore(Store):
     encodes = True
     announces = False
 
-    def __init__(self, ports: Ports, config: BucketConfig, s3: S3) -> None:
+    def __init__(self, ports: Ports, config: BucketConfig, s3: S3, base_url: str) -> None:
         self._ports = ports
         self._config = config
         self._s3 = s3
+        self._base_url = base_url
         self._pieces = trio.CapacityLimiter(config.parts_at_once)
 
-    async def keep(self, run: Run[ArtifactsPayload], item: Item) -> Stored:
+    async def keep(self, artifact: NewArtifact) -> Stored:
         """As the interface says."""
-        key = self._key(run, item.name)
-        options = self._options(run, item)
-        if item.content.length <= self._config.threshold:
-            stored = await self._put(key, item, options)
+        key = self._key(artifact.key, artifact.name)
+        options = self._options(artifact)
+        if artifact.content.length <= self._config.threshold:
+            stored = await self._put(key, artifact, options)
         else:
-            upload = _Multipart(self._ports, self._config, self._s3, self._pieces, key, item)
+            upload = _Multipart(self._ports, self._config, self._s3, self._pieces, key, artifact.content)
             stored = await upload.run(options)
-        url = f"{self._config.base_url}/{quote(key)}"
-        request = ReferenceArtifactRequest(content_type=item.content_type, expires=item.expires, url=url)
-        await run.queue.create_artifact(run.key, item.name, request)
-        log.info("%s: %s is stored: %d bytes, SHA-256 %s", run.key, item.name, stored.length, stored.sha256)
+        url = f"{self._base_url}/{quote(key)}"
+        request = ReferenceArtifactRequest(content_type=artifact.content_type, expires=artifact.expires, url=url)
+        await artifact.queue.create_artifact(artifact.key, artifact.name, request)
+        log.info("%s: %s is stored: %d bytes, SHA-256 %s", artifact.key, artifact.name, stored.length, stored.sha256)
         return stored
 
-    def _key(self, run: Run[ArtifactsPayload], name: str) -> str:
+    def _key(self, key: RunKey, name: str) -> str:
         """Whoever may not read a private artifact from the queue must not be able to guess where it is."""
         guard = "" if name.startswith("public/") else f"{self._ports.token(16)}/"
-        return f"{self._config.prefix}{run.key.task_id}/{run.key.run_id}/{guard}{name}"
+        return f"{self._config.prefix}{key.task_id}/{key.run_id}/{guard}{name}"
 
-    def _options(self, run: Run[ArtifactsPayload], item: Item) -> dict[str, Any]:
+    def _options(self, artifact: NewArtifact) -> dict[str, Any]:
         config = self._config
         options = {
-            "ContentType": item.content_type,
-            "ContentEncoding": item.content.encoding,
+            "ContentType": artifact.content_type,
+            "ContentEncoding": artifact.content.encoding,
             "StorageClass": config.storage_class,
             "ServerSideEncryption": config.server_side_encryption,
             "SSEKMSKeyId": config.kms_key_id,
-            "Metadata": {"task-id": run.key.task_id, "expires": format_time(item.expires)},
+            "Metadata": {"task-id": artifact.key.task_id, "expires": format_time(artifact.expires)},
         }
         return {name: value for name, value in options.items() if value is not None}
 
-    async def _put(self, key: str, item: Item, options: dict[str, Any]) -> Stored:
-        async with self._piece(), item.content.open() as source:
-            pieces = _Pieces(source, item.content.length, item.content.length or 1)
+    async def _put(self, key: str, artifact: NewArtifact, options: dict[str, Any]) -> Stored:
+        async with self._piece(), artifact.content.open() as source:
+            pieces = _Pieces(source, artifact.content.length, artifact.content.length or 1)
             data = await anext(pieces, bytearray())
             await pieces.end()
             digests = Digests(self._ports, "sha256")
@@ -137,14 +137,14 @@ class _Multipart:
     """One upload in parts."""
 
     def __init__(
-        self, ports: Ports, config: BucketConfig, s3: S3, pieces: trio.CapacityLimiter, key: str, item: Item
+        self, ports: Ports, config: BucketConfig, s3: S3, pieces: trio.CapacityLimiter, key: str, content: Content
     ) -> None:
         self._ports = ports
         self._config = config
         self._s3 = s3
         self._limiter = pieces
         self._key = key
-        self._content = item.content
+        self._content = content
         self._digests = Digests(ports, "sha256")
         self._parts: list[dict[str, Any]] = []
         self._failure: Exception | None = None
@@ -153,13 +153,16 @@ class _Multipart:
         """Upload all of it, or leave nothing."""
         if self._config.checksum == "sha256":
             options = {**options, "ChecksumAlgorithm": "SHA256"}
-        upload_id = (await self._s3.call("create_multipart_upload", Key=self._key, **options))["UploadId"]
+        method = "create_multipart_upload"
+        upload_id = member(method, await self._s3.call(method, Key=self._key, **options), "UploadId")
         try:
             await self._send(upload_id)
             await self._complete(upload_id)
         except BaseException:
-            with trio.move_on_after(ABORT_LIMIT, shield=True):
+            with trio.move_on_after(ABORT_LIMIT, shield=True) as limit:
                 await self._abort(upload_id)
+            if limit.cancelled_caught:
+                self._left(f"no connection was free for {ABORT_LIMIT:.0f} s")
             raise
         return self._digests.stored(self._content.length)
 
@@ -198,11 +201,10 @@ class _Multipart:
     ) -> None:
         try:
             sums = await self._ports.run_sync(checksums, data, self._config.checksum)
-            answer = await self._s3.call(
-                "upload_part", data, Key=self._key, UploadId=upload_id, PartNumber=number, **sums
-            )
+            method = "upload_part"
+            answer = await self._s3.call(method, data, Key=self._key, UploadId=upload_id, PartNumber=number, **sums)
             sums.pop("ContentMD5", None)
-            self._parts.append({"PartNumber": number, "ETag": answer["ETag"], **sums})
+            self._parts.append({"PartNumber": number, "ETag": member(method, answer, "ETag"), **sums})
         except QueueError as error:
             self._fail(error, scope)
         finally:
@@ -215,25 +217,44 @@ class _Multipart:
             # What an attempt did whose answer was lost cannot be done again. Nobody else writes to this key.
             if number > 1 and (there := await self._find()):
                 return there
-            return await self._s3.attempt(method, Key=self._key, UploadId=upload_id, MultipartUpload={"Parts": parts})
+            try:
+                return await self._s3.attempt(
+                    method, Key=self._key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+                )
+            except Refused as error:
+                if error.code != "NoSuchUpload":
+                    raise
+                refusal = error
+            # The attempt before may have been slower than our look.
+            if there := await self._find():
+                return there
+            raise refusal
 
         await self._s3.repeated(method, attempt)
 
-    async def _find(self) -> Answer | None:
-        """The object, if all of it is there."""
+    async def _find(self) -> Answer | Transient | None:
+        """The object, if all of it is there; a `Transient` where that is not known."""
+        method = "head_object"
         try:
-            answer = await self._s3.attempt("head_object", Key=self._key)
+            answer = await self._s3.attempt(method, Key=self._key)
         except Refused:
             return None
-        if isinstance(answer, Transient) or answer["ContentLength"] != self._content.length:
-            return None
-        return answer
+        if isinstance(answer, Transient):
+            return answer
+        return answer if member(method, answer, "ContentLength") == self._content.length else None
 
     async def _abort(self, upload_id: str) -> None:
+        """One attempt: whoever is cancelled waits for it, and the bucket's rules remove what is left."""
         try:
-            await self._s3.call("abort_multipart_upload", Key=self._key, UploadId=upload_id)
+            answer = await self._s3.attempt("abort_multipart_upload", Key=self._key, UploadId=upload_id)
         except QueueError as error:
-            log.warning("parts of %s may be left in the bucket: %s", self._key, error)
+            self._left(str(error))
+            return
+        if isinstance(answer, Transient):
+            self._left(answer.reason)
+
+    def _left(self, reason: str) -> None:
+        log.warning("parts of %s may be left in the bucket: %s", self._key, reason)
 
 
 @asynccontextmanager
@@ -241,6 +262,9 @@ async def open_bucket(ports: Ports, config: BucketConfig) -> AsyncGenerator[Buck
     """The store of a bucket, for as long as the block lasts."""
     client = await ports.run_sync(make_client, config)
     try:
-        yield BucketStore(ports, config, S3(ports, client, config.bucket))
+        base_url = config.public_url
+        if base_url is None:
+            base_url = await ports.run_sync(base_url_of, client, config.bucket)
+        yield BucketStore(ports, config, S3(ports, client, config.bucket), base_url)
     finally:
         client.close()

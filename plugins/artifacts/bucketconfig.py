@@ -37,7 +37,7 @@ class BucketConfig(Document):
     """A bucket of S3, or of a service that speaks its protocol; without keys those of boto3's own search are used.
 
     `partsAtOnce` pieces of `threshold` or `partSize` bytes are in memory, over all runs. `stall` is the longest
-    silence of the service, and so the longest that a cancelled upload goes on.
+    silence of the service; an upload that is cancelled meanwhile goes on for twice as long at most.
     """
 
     bucket: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")]
@@ -66,24 +66,12 @@ class BucketConfig(Document):
             raise PydanticCustomError("keys", "sessionToken is given with accessKeyId and secretAccessKey")
         if self.kms_key_id is not None and self.server_side_encryption in {None, "AES256"}:
             raise PydanticCustomError("kms", "kmsKeyId is for the serverSideEncryption aws:kms or aws:kms:dsse")
-        if self.endpoint is None and self.region is None and self.public_url is None:
-            raise PydanticCustomError("region", "region is needed where there is neither endpoint nor publicUrl")
         return self
 
     @property
     def by_path(self) -> bool:
         """Whether the bucket is named in the path of URLs: what most services other than S3 want."""
         return self.path_style if self.path_style is not None else self.endpoint is not None
-
-    @property
-    def base_url(self) -> str:
-        """What the URLs of objects begin with, without a slash."""
-        if self.public_url is not None:
-            return self.public_url
-        endpoint = httpx.URL(self.endpoint or f"https://s3.{self.region}.amazonaws.com")
-        if self.by_path:
-            return f"{str(endpoint).rstrip('/')}/{self.bucket}"
-        return str(endpoint.copy_with(host=f"{self.bucket}.{endpoint.host}")).rstrip("/")
 
     def part_size_for(self, length: int) -> int:
         """Larger than configured only where there would be too many parts."""

@@ -88,7 +88,7 @@ class Artifacts(Plugin[ArtifactsConfig, ArtifactsPayload]):
 
     def __init__(self, config: ArtifactsConfig, services: Services, *, store: Store | None = None) -> None:
         super().__init__(config, services)
-        self._store: Store = store or DeploymentStore(services)
+        self._store: Store = store or DeploymentStore(services.storage)
 
     @asynccontextmanager
     async def worker_scope(self) -> AsyncGenerator[None, None]:

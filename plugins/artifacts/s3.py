@@ -10,6 +10,7 @@ import base64
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import trio
@@ -22,7 +23,7 @@ from worker.queue.retry import RetryPolicy, Transient, is_transient, parse_retry
 Answer = Mapping[str, Any]
 
 CALL_POLICY = RetryPolicy(total=600.0)
-CONNECT_LIMIT = 10.0  # seconds
+CONNECT_LIMIT = 10.0  # seconds, where `stall` is not shorter
 
 # Below it there is nothing to cut.
 _SENT_AT_ONCE = 64 * 1024
@@ -166,6 +167,14 @@ class Refused(QueueError):
         self.code = code
 
 
+def member(method: str, answer: Answer, name: str) -> Any:
+    """What S3 always says; raises `QueueError` where a service does not."""
+    try:
+        return answer[name]
+    except KeyError:
+        raise QueueError(f"s3.{method}", f"the service's answer has no {name}") from None
+
+
 async def _cut_when_cancelled(body: Body) -> None:
     try:
         await trio.sleep_forever()
@@ -178,17 +187,18 @@ def make_client(config: BucketConfig) -> Any:
     import boto3
     from botocore.config import Config
 
+    stall = config.stall.total_seconds()
     return boto3.client(
         "s3",
-        region_name=config.region or "us-east-1",
+        region_name=config.region,
         endpoint_url=config.endpoint,
         aws_access_key_id=config.access_key_id,
         aws_secret_access_key=config.secret_access_key,
         aws_session_token=config.session_token,
         config=Config(
             signature_version="s3v4",
-            connect_timeout=CONNECT_LIMIT,
-            read_timeout=config.stall.total_seconds(),
+            connect_timeout=min(CONNECT_LIMIT, stall),
+            read_timeout=stall,
             max_pool_connections=config.parts_at_once + 2,
             retries={"total_max_attempts": 1},  # `S3.call` does it, and says why
             s3={"addressing_style": "path" if config.by_path else "virtual"},
@@ -197,6 +207,22 @@ def make_client(config: BucketConfig) -> Any:
             response_checksum_validation="when_required",
         ),
     )
+
+
+def base_url_of(client: Any, bucket: str) -> str:
+    """What the URLs of the bucket's objects begin with, for this client, without a slash. Blocks; sends nothing."""
+    event = "before-call.s3.HeadObject"
+
+    def answer(params: Mapping[str, Any], **_: object) -> tuple[Any, Answer]:
+        return SimpleNamespace(status_code=200), {"url": params["url"]}
+
+    # What a handler gives is taken for the service's answer, before anything is signed: no keys are needed.
+    client.meta.events.register(event, answer)
+    try:
+        url: str = client.head_object(Bucket=bucket, Key="x")["url"]
+    finally:
+        client.meta.events.unregister(event, answer)
+    return url.removesuffix("/x")
 
 
 def checksums(data: bytes | bytearray, kind: str) -> dict[str, str]:

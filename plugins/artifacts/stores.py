@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from datetime import datetime
 
-from plugins.artifacts.payload import ArtifactsPayload
-from worker.queue.transfer import Content, Stored
-from worker.run import Run
-from worker.services import Services
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One file to be stored. `content` may have an encoding, `plain` is the same without; either may be opened."""
-
-    name: str
-    content_type: str
-    expires: datetime
-    content: Content
-    plain: Content
+from worker.queue.transfer import NewArtifact, Stored
+from worker.queue.upload import DeploymentStorage
 
 
 class Store(ABC):
@@ -33,8 +18,8 @@ class Store(ABC):
     announces: bool
 
     @abstractmethod
-    async def keep(self, run: Run[ArtifactsPayload], item: Item) -> Stored:
-        """Store all of an item, and make it the artifact of its name; returns when it can be fetched.
+    async def keep(self, artifact: NewArtifact) -> Stored:
+        """Store all of it, and make it the artifact of its name; returns when it can be fetched.
 
         Raises `QueueError` and `HttpError`: `Conflict` where the queue does not take the artifact, `WrongLength` where
         the content is not as long as it was. What opening raises comes out as it is. Cancellation leaves no artifact
@@ -45,29 +30,19 @@ class Store(ABC):
 class DeploymentStore(Store):
     """What the deployment offers, as the worker's other uploads use it too."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, storage: DeploymentStorage) -> None:
+        self._storage = storage
 
     @property
     def encodes(self) -> bool:  # type: ignore[override]
         """As that storage says."""
-        return self._services.storage.encodes
+        return self._storage.encodes
 
     @property
     def announces(self) -> bool:  # type: ignore[override]
         """By the storage type `s3`, which is the one with encodings (facts page, section 1)."""
         return self.encodes
 
-    async def keep(self, run: Run[ArtifactsPayload], item: Item) -> Stored:
+    async def keep(self, artifact: NewArtifact) -> Stored:
         """As the interface says."""
-        return await self._services.storage.upload(
-            run.queue,
-            self._services.http,
-            self._services.ports,
-            run.key,
-            item.name,
-            content_type=item.content_type,
-            expires=item.expires,
-            content=item.content,
-            plain=item.plain,
-        )
+        return await self._storage.upload(artifact)

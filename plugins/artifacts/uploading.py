@@ -13,13 +13,13 @@ from plugins.artifacts.contents import FileChanged, compressed, plain
 from plugins.artifacts.payload import ArtifactsPayload, Declared
 from plugins.artifacts.progress import Progress
 from plugins.artifacts.report import Remark, Report
-from plugins.artifacts.stores import Item, Store
+from plugins.artifacts.stores import Store
 from worker.http import HttpError, WrongLength
 from worker.model import Severity
 from worker.quantities import format_size
 from worker.queue.errors import Conflict, QueueError
 from worker.queue.models import ErrorArtifactRequest
-from worker.queue.transfer import Content
+from worker.queue.transfer import Content, NewArtifact
 from worker.run import Run
 from worker.services import Services
 
@@ -172,8 +172,9 @@ class Uploader:
 
     async def _send(self, upload: Upload, file: SandboxFile, content: Content, progress: Progress) -> None:
         as_it_is = content if content.encoding is None else plain(self._result, upload.path, file.size, progress)
-        item = Item(upload.name, upload.content_type, upload.item.expires, content, as_it_is)
-        stored = await self._store.keep(self._run, item)
+        run, expires = self._run, upload.item.expires
+        artifact = NewArtifact(run.queue, run.key, upload.name, upload.content_type, expires, content, as_it_is)
+        stored = await self._store.keep(artifact)
         self.stored += stored.length
         self.files += 1
 

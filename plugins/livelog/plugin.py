@@ -24,8 +24,7 @@ from worker.model import Resolution
 from worker.quantities import Duration
 from worker.queue.errors import Conflict, QueueError
 from worker.queue.models import LinkArtifactRequest, ReferenceArtifactRequest, TaskDefinition
-from worker.queue.retry import RetryPolicy
-from worker.queue.transfer import UPLOAD_POLICY
+from worker.queue.transfer import NewArtifact
 from worker.run import Run
 from worker.schema import Document
 from worker.services import Services
@@ -76,7 +75,6 @@ class LiveLogHooks(TaskHooks):
         run: Run[LiveLogPayload],
         place: Place | None,
         backing: BackingLog,
-        upload_policy: RetryPolicy,
     ) -> None:
         self._config = config
         self._services = services
@@ -84,7 +82,6 @@ class LiveLogHooks(TaskHooks):
         self._names = run.payload.names
         self._place = place
         self._backing = backing
-        self._upload_policy = upload_policy
 
     async def background(self) -> None:
         """Announce the live log, and compress what will be stored of it."""
@@ -137,18 +134,9 @@ class LiveLogHooks(TaskHooks):
     async def _store(self, name: str) -> None:
         try:
             content = await self._backing.finish()
-            await self._services.storage.upload(
-                self._run.queue,
-                self._services.http,
-                self._services.ports,
-                self._run.key,
-                name,
-                content_type=CONTENT_TYPE,
-                expires=_expires(self._run.task),
-                content=content,
-                plain=self._backing.plain,
-                policy=self._upload_policy,
-            )
+            run, plain = self._run, self._backing.plain
+            artifact = NewArtifact(run.queue, run.key, name, CONTENT_TYPE, _expires(run.task), content, plain)
+            await self._services.storage.upload(artifact)
         except Conflict as error:
             raise TaskFault(f"the log could not be stored as {name}: {error.message}") from error
         except (QueueError, HttpError) as error:
@@ -173,11 +161,8 @@ class LiveLog(Plugin[LiveLogConfig, LiveLogPayload]):
     payloads: ClassVar = {"generic-worker": GenericWorkerLiveLog, "docker-worker": DockerWorkerLiveLog}
     malformed = True
 
-    def __init__(
-        self, config: LiveLogConfig, services: Services, *, upload_policy: RetryPolicy = UPLOAD_POLICY
-    ) -> None:
+    def __init__(self, config: LiveLogConfig, services: Services) -> None:
         super().__init__(config, services)
-        self._upload_policy = upload_policy
         self._viewer: Viewer | None = None
 
     @asynccontextmanager
@@ -209,7 +194,7 @@ class LiveLog(Plugin[LiveLogConfig, LiveLogPayload]):
         return LogView(self._viewer, title=f"Log of {run.key}", artifact=stored if name.startswith("public/") else None)
 
     def _hooks(self, run: Run[LiveLogPayload], place: Place | None, backing: BackingLog) -> LiveLogHooks:
-        return LiveLogHooks(self.config, self.services, run, place, backing, self._upload_policy)
+        return LiveLogHooks(self.config, self.services, run, place, backing)
 
 
 def _expires(task: TaskDefinition) -> datetime:

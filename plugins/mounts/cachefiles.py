@@ -2,6 +2,7 @@
 
 caches/N/meta.json, content   a cache that nobody uses
 caches/clean                  all of them are on disk for certain, since the worker has ended in order
+caches/boot                   the start of the machine at which they were: until its next one they are
 leased/N/content              one that a run has
 """
 
@@ -23,6 +24,9 @@ LEASED = "leased"
 META = "meta.json"
 CONTENT = "content"
 CLEAN = "clean"
+BOOT = "boot"
+
+USED_WITH = ("mounts", "tasks")  # what is in one of these folders goes to the other by a rename, as do caches
 
 _MOST_META = 64 * 1024  # bytes
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -55,18 +59,23 @@ def begin(caches: Path, leased: Path) -> Found:
     try:
         caches.mkdir(parents=True, exist_ok=True, mode=0o700)
         leased.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if caches.stat().st_dev != leased.stat().st_dev:
-            raise FatalWorkerFault(f"{caches} and {leased} must be on one filesystem: mount none of them")
+        for other in (leased, *(caches.parent / name for name in USED_WITH)):
+            if _device(other) != _device(caches):
+                raise FatalWorkerFault(f"{caches} and {other} must be on one filesystem: mount none of them")
         found = Found(bad=list(leased.iterdir()))
         is_clean = (caches / CLEAN).exists()
+        is_whole = is_clean or _was_clean(caches)
         for path in caches.iterdir():
             if not path.name.isdecimal():
                 continue
             try:
-                found.caches.append(_read(path, is_clean))
+                found.caches.append(_read(path, is_whole))
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 found.bad.append(path)
         if is_clean:
+            # For a worker that is killed, and not the machine: what it has not used by then is as whole as it was.
+            with suppress(OSError):
+                (caches / BOOT).write_text(_boot())
             (caches / CLEAN).unlink()
             _sync_folder(caches)  # or a loss of power could bring it back
     except OSError as error:
@@ -74,7 +83,19 @@ def begin(caches: Path, leased: Path) -> Found:
     return found
 
 
-def _read(path: Path, is_clean: bool) -> Cache:
+def _device(folder: Path) -> int:
+    """That of a folder which is there, or is yet to be made."""
+    return (folder if folder.exists() else folder.parent).stat().st_dev
+
+
+def _was_clean(caches: Path) -> bool:
+    try:
+        return (caches / BOOT).read_text() == _boot()
+    except (OSError, ValueError):
+        return False
+
+
+def _read(path: Path, is_whole: bool) -> Cache:
     # Whatever else stands there: it must not block.
     descriptor = os.open(path / META, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -82,7 +103,7 @@ def _read(path: Path, is_clean: bool) -> Cache:
     finally:
         os.close(descriptor)
     _check_folder(path / CONTENT)
-    if meta["boot"] != _boot() and not is_clean:
+    if meta["boot"] != _boot() and not is_whole:
         raise ValueError("the machine went down, and not all of it may be on disk")
     made, used = (datetime.fromisoformat(meta[key]) for key in ("made", "used"))
     if made.tzinfo is None or used.tzinfo is None:
@@ -91,9 +112,13 @@ def _read(path: Path, is_clean: bool) -> Cache:
 
 
 def make(leased: Path) -> None:
-    """A new cache. Raises OSError."""
+    """A new cache. Raises OSError; then nothing is at `leased`."""
     leased.mkdir(mode=0o700)
-    (leased / CONTENT).mkdir()
+    try:
+        (leased / CONTENT).mkdir()
+    except OSError:
+        leased.rmdir()
+        raise
 
 
 def keep(cache: Cache, leased: Path, target: Path) -> None:

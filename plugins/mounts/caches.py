@@ -24,8 +24,7 @@ import trio
 
 from plugins.mounts.cachefiles import CACHES, CONTENT, LEASED, Cache, begin, end, keep, make
 from plugins.mounts.purge import KEPT, Purges
-from worker.disk import Item
-from worker.errors import WorkerFault
+from worker.disk import Item, fault_of
 from worker.services import Services
 
 log = logging.getLogger("worker")
@@ -68,7 +67,7 @@ class Caches:
     async def lease(self, name: str) -> AsyncGenerator[Lease, None]:
         """A cache of that name, as it was left last, or a fresh one; for the block alone. Purge requests count first.
 
-        Raises WorkerFault where none can be made.
+        Raises WorkerFault where none can be made, and ResourceUnavailable where the disk is full.
         """
         if name in self._pools:
             await self.follow_requests()
@@ -105,7 +104,7 @@ class Caches:
         try:
             await self._ports.run_sync(make, self._leased / str(cache.number))
         except OSError as error:
-            raise WorkerFault(f"a cache cannot be made in workDir: {error.strerror}") from error
+            raise fault_of(error, f"the cache {name} cannot be made in workDir") from error
         self._in_use.add(cache)
         return cache
 
@@ -197,7 +196,7 @@ class Caches:
     async def unused(self) -> list[Item]:
         """What nobody uses now."""
         return [
-            Item(cache.used.timestamp(), 0, f"cache {cache.name}", str(cache.number))
+            Item(cache.used.timestamp(), f"cache {cache.name}", str(cache.number))
             for pool in self._pools.values()
             for cache in pool
         ]

@@ -12,20 +12,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from errno import EDQUOT, ENOSPC
 from functools import partial
 
 import trio
 
 from plugins.mounts import kept
 from plugins.mounts.extraction import Limits, Unpacking, perform
-from plugins.mounts.kept import Entry, Settled
+from plugins.mounts.kept import Broken, Entry, Settled
 from plugins.mounts.sources import Source
 from plugins.mounts.transfer import NotModified, Part, Transfer, Validators
 from plugins.mounts.tree import Refused
-from worker.disk import Item
+from worker.disk import Item, fault_of, is_full
 from worker.errors import ResourceUnavailable, TaskFault, WorkerFault
 from worker.outcome import leaves
 from worker.quantities import approximate_size, format_size
@@ -64,7 +63,8 @@ class _Waiter:
 
 @dataclass(eq=False)
 class _Flight:
-    """A download under way, and who waits for it. When it is `over` there is an `entry` or an `error`."""
+    """A download under way, and who waits for it. When it is `over` there is an `entry`, or an `error`
+    and what is left."""
 
     source: Source
     waiters: list[_Waiter] = field(default_factory=list)
@@ -72,6 +72,7 @@ class _Flight:
     over: trio.Event = field(default_factory=trio.Event)
     part: Part | None = None
     entry: Entry | None = None
+    broken: Broken | None = None
     error: Exception | None = None
 
     def say(self, message: str) -> None:
@@ -92,11 +93,16 @@ class Downloads:
         self._folder = services.work_dir / FOLDER
         self._entries: dict[str, Entry] = {}
         self._flights: dict[str, _Flight] = {}
+        self._broken: dict[str, Broken] = {}  # by their files' names; a flight's until it is over, too
+        self._parts = trio.Lock()  # between a flight that looks for its part, and its removal
 
     async def load(self) -> None:
         """Find what an earlier worker has kept. Raises OSError."""
         for entry in await self._ports.run_sync(kept.load, self._folder):
             self._entries[entry.address] = entry
+        for broken in await self._ports.run_sync(kept.broken, self._folder):
+            self._broken[broken.name] = broken
+        self._trim()
 
     @asynccontextmanager
     async def held(self, source: Source, log: TaskLog) -> AsyncGenerator[Entry, None]:
@@ -104,15 +110,14 @@ class Downloads:
 
         Raises TaskFault, ResourceUnavailable, WorkerFault. A cancellation is nothing to others who want the same.
         """
-        entry = await self.hold(source, log)
+        entry = await self._hold(source, log)
         try:
             yield entry
         finally:
-            with trio.CancelScope(shield=True):
-                await self.release(entry)
+            self._unpin(entry)
 
-    async def hold(self, source: Source, log: TaskLog) -> Entry:
-        """As `held`, until `release`."""
+    async def _hold(self, source: Source, log: TaskLog) -> Entry:
+        """The content, with a pin for the caller."""
         while True:
             entry = self._entries.get(source.address) if source.sha256 else None
             if entry is not None and await self._use(entry):
@@ -127,13 +132,15 @@ class Downloads:
                 continue
             return await self._wait_for(flight, source, log)
 
-    async def release(self, entry: Entry) -> None:
-        """The content is not needed any more. Cancellation does not end it early."""
+    def _unpin(self, entry: Entry) -> None:
+        """Give a pin back. Nobody waits for the removal of what is not to be kept, so no cancellation can lose it."""
         entry.pins -= 1
-        if entry.doomed and not entry.pins:
-            await self._discard(entry)
+        if entry.pins:
+            return
+        if entry.doomed:
+            self._nursery.start_soon(self._discard, entry)
         else:
-            await self._trim()
+            self._trim()
 
     async def _use(self, entry: Entry) -> bool:
         """Pin it; False where somebody has removed its file."""
@@ -143,19 +150,20 @@ class Downloads:
             await self._ports.run_sync(os.utime, entry.path, (entry.last_used, entry.last_used))
         except OSError as error:
             log.warning("the download %s is lost: %s", entry.name, error.strerror)
-            entry.pins -= 1
             if self._entries.get(entry.address) is entry:
                 del self._entries[entry.address]
+            entry.doomed = True
+            self._unpin(entry)
             return False
         except BaseException:
-            entry.pins -= 1
+            self._unpin(entry)
             raise
         return True
 
     async def _wait_for(self, flight: _Flight, source: Source, log: TaskLog) -> Entry:
         waiter = _Waiter(source, log)
-        verb = "Waiting for the download of" if flight.waiters else "Downloading"
-        log.say(f"[mounts] {verb} {source.name}")
+        if flight.waiters:
+            log.say(f"[mounts] Waiting for the download of {source.name}")
         flight.waiters.append(waiter)
         taken = False
         try:
@@ -170,13 +178,17 @@ class Downloads:
                 if not flight.waiters:
                     flight.scope.cancel()
             elif flight.entry is not None and not taken:
-                flight.entry.pins -= 1
+                self._unpin(flight.entry)
 
     async def _fly(self, flight: _Flight) -> None:
         """The flight's task: its failure is the waiters', and not the store's."""
         try:
             with flight.scope:
+                name, most = flight.source.name, self._settings.parallelism
+                if not self._limiter.available_tokens:
+                    flight.say(f"[mounts] {name} waits for a place: this worker downloads {most} at once")
                 async with self._limiter, trio.open_nursery() as nursery:
+                    flight.say(f"[mounts] Downloading {name}")
                     nursery.start_soon(self._tell, flight)
                     await self._download(flight)
                     nursery.cancel_scope.cancel()
@@ -187,9 +199,15 @@ class Downloads:
             flight.error = group
         finally:
             if flight.entry is not None:
-                # The flight's own pin becomes one for each who waits; who goes before it wakes gives it back.
-                flight.entry.pins += len(flight.waiters) - 1
+                # One pin for each who waits, in place of the flight's own; who goes before it wakes gives it back.
+                flight.entry.pins += len(flight.waiters)
+                self._unpin(flight.entry)
             del self._flights[flight.source.key]
+            if flight.part is not None:  # else it has not come so far as to look for what there is
+                self._broken.pop(flight.part.path.name, None)
+            if flight.broken is not None:
+                self._broken[flight.broken.name] = flight.broken
+                self._trim()
             flight.over.set()
 
     async def _tell(self, flight: _Flight) -> None:
@@ -222,8 +240,7 @@ class Downloads:
                 flight.say(f"[mounts] Downloaded {name} in {took:.1f} seconds ({rate}/s), {_amount(entry)}")
         finally:
             if old is not None:
-                with trio.CancelScope(shield=True):
-                    await self.release(old)
+                self._unpin(old)
 
     async def _insist(self, flight: _Flight, old: Entry | None) -> Entry:
         part = flight.part = await self._part(flight.source)
@@ -237,10 +254,11 @@ class Downloads:
             try:
                 result = await self._attempt(flight, transfer, part, source, old)
             except OSError as error:
-                if error.errno not in {ENOSPC, EDQUOT}:
-                    raise WorkerFault(f"{source.name} cannot be kept: {error.strerror}") from error
-                await self._services.disk.make_room()
-                result = Transient(f"there is no room for it: {error.strerror}")
+                if not is_full(error):
+                    raise fault_of(error, f"{source.name} cannot be kept") from error
+                with suppress(OSError):  # Nobody can look. It may be enough all the same.
+                    await self._services.disk.make_room()
+                result = Transient(f"the worker's disk is full: {error.strerror}")
             if isinstance(result, Transient):
                 flight.say(f"[mounts] Downloading {source.name}: attempt {number} failed: {result.reason}")
             return result
@@ -250,7 +268,7 @@ class Downloads:
         finally:
             if flight.entry is None:
                 with trio.CancelScope(shield=True):
-                    await self._remember(flight.source, part)
+                    await self._keep(flight, part)
         if isinstance(result, Transient):
             raise ResourceUnavailable(
                 f"{flight.source.name} could not be downloaded in {attempts} attempts: {result.reason}"
@@ -294,10 +312,10 @@ class Downloads:
         )
         with trio.CancelScope(shield=True):  # so that what is on disk is known of
             await self._ports.run_sync(kept.publish, settled.path, entry, part)
-            await self._add(flight, entry)
+        self._add(flight, entry)
         return entry
 
-    async def _add(self, flight: _Flight, entry: Entry) -> None:
+    def _add(self, flight: _Flight, entry: Entry) -> None:
         entry.pins += 1
         flight.entry = entry
         old = self._entries.get(entry.address)
@@ -305,16 +323,17 @@ class Downloads:
         if old is not None:
             old.doomed = True
             if not old.pins:
-                await self._discard(old)
-        await self._trim()
+                self._nursery.start_soon(self._discard, old)
+        self._trim()
 
     async def _part(self, source: Source) -> Part:
         """Where to download to: what there is already, where the hash will tell whether it is the right thing.
 
         Without one it may be damaged by a loss of power, and nobody would know.
         """
-        path = self._folder / f"{kept.stem_of(source.key)}{kept.PART}"
-        return await self._ports.run_sync(kept.load_part, path) if source.sha256 else Part(path)
+        path = self._folder / _part_name(source)
+        async with self._parts:
+            return await self._ports.run_sync(kept.load_part, path) if source.sha256 else Part(path)
 
     async def _remember(self, source: Source, part: Part) -> None:
         """What is on disk says whether the part can be gone on with: for a later flight, or after a crash."""
@@ -323,53 +342,93 @@ class Downloads:
         else:
             await self._ports.run_sync(kept.remove, part.path)
 
-    async def _trim(self) -> None:
-        """Give up what was used least recently, beyond what is to be kept."""
-        with trio.CancelScope(shield=True):
-            while sum(entry.size for entry in self._entries.values()) > self._settings.kept:
-                unused = [entry for entry in self._entries.values() if not entry.pins]
-                if not unused:
-                    return
-                await self._drop(min(unused, key=lambda entry: entry.last_used))
+    async def _keep(self, flight: _Flight, part: Part) -> None:
+        """Keep what there is of a download that has failed. How it has failed is what counts: it raises nothing."""
+        is_of_use = bool(flight.source.sha256 and part.validators and part.size)
+        try:
+            if is_of_use:
+                await self._ports.run_sync(kept.save_part, part)
+        except OSError as error:
+            log.warning("what there is of the download %s is not kept: %s", flight.source.name, error.strerror)
+            is_of_use = False
+        if not is_of_use:
+            with suppress(OSError):
+                await self._ports.run_sync(kept.remove, part.path)
+        if is_of_use:
+            flight.broken = Broken(part.path.name, part.size, self._ports.now().timestamp())
 
-    async def _drop(self, entry: Entry) -> None:
-        del self._entries[entry.address]
-        await self._discard(entry)
+    def _trim(self) -> None:
+        """Give up what was used least recently, beyond what is to be kept."""
+        size = sum(entry.size for entry in self._entries.values())
+        size += sum(broken.size for broken in self._broken.values())
+        unused: list[Entry | Broken] = [*(entry for entry in self._entries.values() if not entry.pins), *self._idle()]
+        for each in sorted(unused, key=lambda each: each.last_used):
+            if size <= self._settings.kept:
+                return
+            size -= each.size
+            if isinstance(each, Entry):
+                del self._entries[each.address]
+                self._nursery.start_soon(self._discard, each)
+            else:
+                del self._broken[each.name]
+                self._nursery.start_soon(self._remove_part, each)
 
     async def _discard(self, entry: Entry) -> None:
         with trio.CancelScope(shield=True):
-            await self._ports.run_sync(partial(kept.sidecar(entry.path).unlink, missing_ok=True))
-            await self._services.trash.discard(entry.path)
+            try:
+                await self._ports.run_sync(partial(kept.sidecar(entry.path).unlink, missing_ok=True))
+            except OSError as error:  # The next start finds it.
+                log.error("the download %s could not be removed: %s", entry.name, error.strerror)
+            else:
+                await self._services.trash.discard(entry.path)
+
+    def _parts_in_use(self) -> set[str]:
+        return {_part_name(flight.source) for flight in self._flights.values()}
+
+    def _idle(self) -> list[Broken]:
+        used = self._parts_in_use()
+        return [each for each in self._broken.values() if each.name not in used]
+
+    async def _remove_part(self, broken: Broken) -> bool:
+        """Whether it is gone: a flight may have taken it meanwhile."""
+        is_gone = False
+        with trio.CancelScope(shield=True):
+            async with self._parts:
+                if broken.name in self._parts_in_use():
+                    self._broken[broken.name] = broken
+                else:
+                    try:
+                        await self._ports.run_sync(kept.remove, self._folder / broken.name)
+                        is_gone = True
+                    except OSError as error:
+                        log.error("a download that broke off could not be removed: %s", error.strerror)
+        return is_gone
 
     # As a store of the disk's
 
     async def unused(self) -> list[Item]:
         """What nobody uses now, parts of downloads that broke off included."""
-        parts = await self._ports.run_sync(kept.parts, self._folder)
-        used = self._parts_in_use()
+        await trio.lowlevel.checkpoint()
         return [
             *(
-                Item(entry.last_used, entry.size, f"the download {entry.name}", entry.address)
+                Item(entry.last_used, f"the download {entry.name}", entry.address)
                 for entry in self._entries.values()
                 if not entry.pins
             ),
-            *(Item(when, size, "a download that broke off", name) for name, size, when in parts if name not in used),
+            *(Item(each.last_used, "a download that broke off", each.name) for each in self._idle()),
         ]
-
-    def _parts_in_use(self) -> set[str]:
-        return {f"{kept.stem_of(key)}{kept.PART}" for key in self._flights}
 
     async def remove(self, item: Item) -> bool:
         """Give one up; False where somebody uses it by now."""
-        if item.key.endswith(kept.PART):
-            if item.key in self._parts_in_use():
-                return False
-            await self._ports.run_sync(kept.remove, self._folder / item.key)
-            return True
+        if (broken := next((each for each in self._idle() if each.name == item.key), None)) is not None:
+            del self._broken[broken.name]
+            return await self._remove_part(broken)
         entry = self._entries.get(item.key)
         if entry is None or entry.pins:
+            await trio.lowlevel.checkpoint()
             return False
-        await self._drop(entry)
+        del self._entries[entry.address]
+        await self._discard(entry)
         return True
 
 
@@ -382,6 +441,10 @@ async def open_downloads(services: Services, settings: DownloadSettings) -> Asyn
         with services.disk.add(downloads):
             yield downloads
         nursery.cancel_scope.cancel()
+
+
+def _part_name(source: Source) -> str:
+    return f"{kept.stem_of(source.key)}{kept.PART}"
 
 
 def _amount(entry: Entry) -> str:

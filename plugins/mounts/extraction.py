@@ -9,29 +9,29 @@ from __future__ import annotations
 import io
 import os
 import stat
-import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import inf
 from pathlib import Path
 from typing import IO
 
 import trio
 
-from plugins.mounts.formats import CONTENT_ERRORS, BadContent, open_compressed
+from plugins.mounts.formats import CONTENT_ERRORS, BadContent, plain, unpacked
+from plugins.mounts.tarball import Entry, Tar
 from plugins.mounts.tree import Refused, Tree, shown
 from worker.ports import Ports
 from worker.quantities import format_size
 
-CHUNK = 256 * 1024  # bytes that are copied at once
-STEP_BYTES = 4 * 1024 * 1024  # what one step of the work unpacks, more or less
+# What one step of the work does, more or less.
+STEP_BYTES = 4 * 1024 * 1024
 STEP_ENTRIES = 100
-MAX_HEADERS = 1024 * 1024  # bytes that a tar may say of one entry: names and attributes
-MAX_GLOBAL_HEADERS = 1000
+STEP_PIECES = 256  # of what is unpacked; a compressed one takes no more input than 16 KiB, and may be empty
 MAX_ZIP_DIRECTORY = 32 * 1024 * 1024  # bytes; zipfile keeps some 500 bytes for an entry, which takes 46 and its name
 MAX_LINK = 4096  # characters of a link's target
 RATIO_FROM = 64 * 1024 * 1024  # bytes that may be unpacked whatever they were packed to
@@ -54,11 +54,13 @@ class Unpacking:
     packed: int
     size: int = 0
     entries: int = 0
-    _told: tuple[int, int] = field(default=(0, 0), repr=False)
+    _pieces: int = field(default=0, repr=False)
+    _told: tuple[int, int, int] = field(default=(0, 0, 0), repr=False)
 
     def add(self, size: int) -> None:
-        """So many bytes more were unpacked. Raises Refused beyond the limits."""
+        """A piece of so many bytes more was unpacked. Raises Refused beyond the limits."""
         self.size += size
+        self._pieces += 1
         if self.size > self.limits.size:
             raise Refused(f"it unpacks to more than {format_size(self.limits.size)}, this worker's limit")
         if self.size > RATIO_FROM and self.size > self.limits.ratio * self.packed:
@@ -72,9 +74,13 @@ class Unpacking:
 
     def step_is_over(self) -> bool:
         """Whether it is time for a cancellation to be noticed."""
-        size, entries = self._told
-        if self.size - size >= STEP_BYTES or self.entries - entries >= STEP_ENTRIES:
-            self._told = (self.size, self.entries)
+        size, entries, pieces = self._told
+        if (
+            self.size - size >= STEP_BYTES
+            or self.entries - entries >= STEP_ENTRIES
+            or self._pieces - pieces >= STEP_PIECES
+        ):
+            self._told = (self.size, self.entries, self._pieces)
             return True
         return False
 
@@ -90,10 +96,7 @@ def extraction(archive: Path, name: str, target: Path, unpacking: Unpacking) -> 
 def decompression(source: Path, compression: str, target: Path, unpacking: Unpacking) -> Iterator[None]:
     """Unpack a single file to `target`, which is not there, as `extraction` does."""
     with _told_as(compression), source.open("rb") as packed, target.open("xb", buffering=0) as file:
-        if not unpacking.packed:
-            raise BadContent("it is empty")
-        with open_compressed(packed, compression) as reader:
-            yield from _copy(reader, file, unpacking)
+        yield from _copy(_counted(unpacked(packed, compression), unpacking), file, unpacking)
 
 
 async def perform(ports: Ports, steps: Iterator[None], between: Callable[[], None] = lambda: None) -> None:
@@ -113,67 +116,28 @@ def _told_as(name: str) -> Iterator[None]:
     """The libraries' complaints about bytes, as Refused."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, RecursionError, MemoryError, *CONTENT_ERRORS, ValueError) as error:
+    except (zipfile.BadZipFile, MemoryError, *CONTENT_ERRORS, ValueError) as error:
         raise Refused(f"it is no valid {name}: {str(error) or type(error).__name__}") from error
     except OSError as error:
-        # bz2 and gzip have no class of their own for what they do not understand.
+        # bz2 has no class of its own for what it does not understand.
         if error.errno is None:
             raise Refused(f"it is no valid {name}: {error}") from error
         raise
 
 
-def _copy(source: IO[bytes] | io.BufferedIOBase, target: IO[bytes], unpacking: Unpacking) -> Iterator[None]:
-    while chunk := source.read(CHUNK):
-        unpacking.add(len(chunk))
-        view = memoryview(chunk)
+def _counted(pieces: Iterator[bytes], unpacking: Unpacking) -> Iterator[bytes]:
+    for piece in pieces:
+        unpacking.add(len(piece))
+        yield piece
+
+
+def _copy(pieces: Iterable[bytes | memoryview], target: IO[bytes], unpacking: Unpacking) -> Iterator[None]:
+    for piece in pieces:
+        view = memoryview(piece)
         while view:
             view = view[target.write(view) :]
         if unpacking.step_is_over():
             yield
-
-
-class _Forward(io.RawIOBase):
-    """What tarfile reads from: forward only, and no more for an entry's headers than `MAX_HEADERS`.
-
-    tarfile reads headers of any length into memory, and calls itself for each one that stands before another.
-    """
-
-    def __init__(self, source: IO[bytes] | io.BufferedIOBase, unpacking: Unpacking) -> None:
-        self._source = source
-        self._unpacking = unpacking
-        self._position = 0
-        self.allowance = float(MAX_HEADERS)
-        self.last = b""  # what was read last
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0 or size > self.allowance:
-            raise BadContent(f"an entry has more than {format_size(MAX_HEADERS)} of headers")
-        self.allowance -= size
-        data = self._source.read(size)
-        self._position += len(data)
-        self.last = data
-        return data
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence != os.SEEK_SET or offset < self._position:
-            raise BadContent("it points back into itself")
-        for _ in self.skip(offset):
-            pass
-        return self._position
-
-    def skip(self, offset: int) -> Iterator[None]:
-        """Read on to `offset`, or to the end where that comes before."""
-        while self._position < offset:
-            skipped = self._source.read(min(CHUNK, offset - self._position))
-            if not skipped:
-                break
-            self._position += len(skipped)
-            self._unpacking.add(len(skipped))
-            if self._unpacking.step_is_over():
-                yield
 
 
 def _tar(archive: Path, name: str, target: Path, unpacking: Unpacking) -> Iterator[None]:
@@ -181,45 +145,51 @@ def _tar(archive: Path, name: str, target: Path, unpacking: Unpacking) -> Iterat
     tree = Tree(target, unpacking.add_entry)
     try:
         with _told_as(name), archive.open("rb") as packed:
-            source = open_compressed(packed, compression) if compression else packed
-            reader = _Forward(source, unpacking)
-            with tarfile.TarFile(
-                fileobj=reader, mode="r", encoding="utf-8", errors="surrogateescape", errorlevel=2
-            ) as tar:
-                yield from _tar_entries(tar, reader, tree, unpacking)
-            # tarfile takes a damaged header for the end. Not all writers mark it, but a compression does.
-            if reader.last.strip(b"\0") or (not reader.last and not compression):
-                raise BadContent("it breaks off, or a header in it is damaged")
+            pieces = _counted(unpacked(packed, compression) if compression else plain(packed), unpacking)
+            # Not all writers mark the end, but a compression does.
+            tar = Tar(pieces, unpacking.step_is_over, marked=not compression)
+            while (entry := (yield from tar.next())) is not None:
+                unpacking.add_entry()
+                yield from _tar_entry(tar, entry, tree, unpacking)
+                if unpacking.step_is_over():
+                    yield
             # On to the end, where checksums are.
-            yield from reader.skip(sys.maxsize)
+            for _ in pieces:
+                if unpacking.step_is_over():
+                    yield
     finally:
         tree.close()
 
 
-def _tar_entries(tar: tarfile.TarFile, reader: _Forward, tree: Tree, unpacking: Unpacking) -> Iterator[None]:
-    while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # They would be kept until the end.
-        if len(tar.pax_headers) > MAX_GLOBAL_HEADERS:
-            raise Refused(f"it has more than {MAX_GLOBAL_HEADERS} global headers")
-        unpacking.add_entry()
-        if member.isdir():
-            tree.directory(member.name)
-        elif member.issym():
-            tree.symlink(member.name, member.linkname)
-        elif member.islnk():
-            unpacking.add(tree.hard_link(member.name, member.linkname))
-        elif member.isreg():
-            reader.allowance = inf
-            content = tar.extractfile(member)
-            assert content is not None  # since it is a regular file
-            with tree.file(member.name, member.mode, member.mtime) as file, content:
-                yield from _copy(content, file, unpacking)
-        else:
-            raise Refused(f"{shown(member.name)} is {_kind(member)}, which is not unpacked")
-        reader.allowance = MAX_HEADERS
-        if unpacking.step_is_over():
-            yield
-        yield from reader.skip(tar.offset - 1)
+def _tar_entry(tar: Tar, entry: Entry, tree: Tree, unpacking: Unpacking) -> Iterator[None]:
+    member = entry.info
+    if member.isdir():
+        tree.directory(member.name)
+    elif member.issym():
+        tree.symlink(member.name, member.linkname)
+    elif member.islnk():
+        unpacking.add(tree.hard_link(member.name, member.linkname))
+    elif member.isreg():
+        with tree.file(member.name, member.mode, member.mtime) as file:
+            end = 0
+            for offset, size in entry.pieces:
+                if offset != end:
+                    _leave_hole(file, end, offset, unpacking)
+                yield from _copy(tar.content(size), file, unpacking)
+                end = offset + size
+            if end != member.size:
+                _leave_hole(file, end, member.size, unpacking)
+    else:
+        raise Refused(f"{shown(member.name)} is {_kind(member)}, which is not unpacked")
+
+
+def _leave_hole(file: IO[bytes], start: int, end: int, unpacking: Unpacking) -> None:
+    # Its bytes count, though they take no room here: they will wherever the file is copied to.
+    if end < start:
+        raise BadContent("the map of a sparse file goes back")
+    unpacking.add(end - start)
+    file.truncate(end)
+    file.seek(end)
 
 
 def _kind(member: tarfile.TarInfo) -> str:
@@ -261,20 +231,40 @@ def _zip_entry(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, tree: Tree, unpa
     if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         # Of the others zipfile unpacks all of what it has read at once, whatever that takes of memory.
         raise Refused(f"{shown(entry.filename)} is compressed by another method than deflate")
-    if entry.is_dir() or kind == stat.S_IFDIR:
+    if entry.filename.endswith("/") or kind == stat.S_IFDIR:  # `is_dir` fails where there is no name
         tree.directory(entry.filename)
         return
     if kind not in {0, stat.S_IFREG, stat.S_IFLNK}:
         raise Refused(f"{shown(entry.filename)} is a device or the like, which is not unpacked")
-    with opened.open(entry) as content:
-        if kind == stat.S_IFLNK:
-            link = content.read(MAX_LINK + 1)
-            if len(link) > MAX_LINK:
-                raise Refused(f"{shown(entry.filename)} is a link of more than {MAX_LINK} characters")
-            tree.symlink(entry.filename, os.fsdecode(link))
-            return
-        with tree.file(entry.filename, stat.S_IMODE(mode) if mode else 0o644, _mtime(entry)) as file:
-            yield from _copy(content, file, unpacking)
+    pieces = _counted(_zip_content(opened, entry), unpacking)
+    if kind == stat.S_IFLNK:
+        if entry.file_size > MAX_LINK:
+            raise Refused(f"{shown(entry.filename)} is a link of more than {MAX_LINK} characters")
+        link = io.BytesIO()
+        yield from _copy(pieces, link, unpacking)
+        tree.symlink(entry.filename, os.fsdecode(link.getvalue()))
+        return
+    with tree.file(entry.filename, stat.S_IMODE(mode) if mode else 0o644, _mtime(entry)) as file:
+        yield from _copy(pieces, file, unpacking)
+
+
+def _zip_content(opened: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    # zipfile inflates until something comes of it, however much it reads for that. So it is told that nothing is
+    # compressed here.
+    stored = copy(entry)
+    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, entry.compress_size
+    del stored.CRC
+    size = checksum = 0
+    with opened.open(stored) as packed:
+        deflated = entry.compress_type == zipfile.ZIP_DEFLATED and entry.compress_size
+        for piece in unpacked(packed, "deflate") if deflated else plain(packed):
+            size += len(piece)
+            if size > entry.file_size:
+                break
+            checksum = zlib.crc32(piece, checksum)
+            yield piece
+    if (size, checksum) != (entry.file_size, entry.CRC):
+        raise BadContent(f"{shown(entry.filename)} has not the size or the CRC that it should have")
 
 
 def _mtime(entry: zipfile.ZipInfo) -> float | None:

@@ -1,13 +1,16 @@
-"""The names of archive and compression formats, and readers that undo a compression in bounded memory."""
+"""The names of archive and compression formats, and how a compression is undone: in bounded memory, and bit by bit.
+
+What is unpacked comes in pieces. Each costs a bounded amount of input and of time, and a piece may be empty: much that
+is packed unpacks to nothing, such as empty frames, padding and comments, and who waits for a byte that never comes
+cannot be cancelled.
+"""
 
 from __future__ import annotations
 
 import bz2
-import gzip
-import io
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Protocol
 
 # What the published schema names (schemas/generic-worker/insecure_posix.json); the ones with a library that is well
@@ -17,7 +20,10 @@ ARCHIVES = ("tar", *(f"tar.{name}" for name in COMPRESSIONS), "zip")
 
 MAX_DICTIONARY = 256 * 1024 * 1024  # bytes of memory that unpacking one file may take: `xz -9` wants 65 MiB
 
-_INPUT = 64 * 1024  # bytes that are read at once
+MAX_SILENCE = 16 * 1024 * 1024  # bytes of input that come to nothing, one after the other; a block of lz4 has 4 MiB
+
+PIECE = 256 * 1024  # bytes that are unpacked at once
+_INPUT = 16 * 1024  # bytes that are read at once
 # zstandard gives all that its input comes to, and three bytes can stand for 128 KiB.
 _ZSTD_INPUT = 1024
 
@@ -36,6 +42,28 @@ class _Decompressor(Protocol):
     @property
     def unused_data(self) -> bytes | None: ...
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _Zlib:
+    """zlib's decompressor with the interface of the others."""
+
+    def __init__(self, wbits: int) -> None:
+        self._inner = zlib.decompressobj(wbits)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
 
 
 class _Zstd:
@@ -73,67 +101,62 @@ def _lz4() -> _Decompressor:
     return decompressor
 
 
-class _Reader(io.RawIOBase):
-    """Decompresses one frame after the other; a last one that is not whole is an error."""
-
-    def __init__(self, source: IO[bytes], make: Callable[[], _Decompressor], input_size: int = _INPUT) -> None:
-        self._source = source
-        self._make = make
-        self._input_size = input_size
-        self._decompressor: _Decompressor | None = None
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # what `read` calls it with
-        while not self._output:
-            produced = self._more(len(buffer))
-            if produced is None:
-                return 0
-            self._output = memoryview(produced)
-        count = min(len(buffer), len(self._output))
-        buffer[:count] = self._output[:count]
-        self._output = self._output[count:]
-        return count
-
-    def _more(self, most: int) -> bytes | None:
-        """Some output, perhaps none yet; None at the end."""
-        decompressor = self._decompressor
-        if decompressor is not None and decompressor.eof:
-            self._input = (decompressor.unused_data or b"") + self._input
-            self._decompressor = decompressor = None
-        if not self._input and (decompressor is None or decompressor.needs_input):
-            self._input = self._source.read(self._input_size)
-            if not self._input:
-                if decompressor is None:
-                    return None
-                raise BadContent("it breaks off before its end")
-        if decompressor is None:
-            if not self._input.strip(b"\0"):  # padding, as xz permits between its streams
-                self._input = b""
-                return b""
-            self._decompressor = decompressor = self._make()
-        data, self._input = self._input[: self._input_size], self._input[self._input_size :]
-        return decompressor.decompress(data, most)
+def plain(source: IO[bytes]) -> Iterator[bytes]:
+    """What `source` holds, as it is."""
+    while piece := source.read(PIECE):
+        yield piece
 
 
-def open_compressed(source: IO[bytes], compression: str) -> io.BufferedIOBase | io.BufferedReader:
-    """A reader of what `source` holds compressed. Its reads raise what `content_errors` lists."""
+def unpacked(source: IO[bytes], compression: str) -> Iterator[bytes]:
+    """What `source` holds compressed, in pieces. Raises what CONTENT_ERRORS lists."""
     match compression:
         case "gz":
-            return gzip.GzipFile(fileobj=source, mode="rb")
+            return _frames(source, lambda: _Zlib(16 + zlib.MAX_WBITS))
         case "bz2":
-            return io.BufferedReader(_Reader(source, bz2.BZ2Decompressor))
+            return _frames(source, bz2.BZ2Decompressor)
         case "xz":
-            return io.BufferedReader(_Reader(source, lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY)))
+            return _frames(source, lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY))
         case "zst":
-            return io.BufferedReader(_Reader(source, _Zstd, _ZSTD_INPUT))
+            return _frames(source, _Zstd, _ZSTD_INPUT)
         case "lz4":
-            return io.BufferedReader(_Reader(source, _lz4))
+            return _frames(source, _lz4)
+        case "deflate":  # as it is in a zip, without any header
+            return _frames(source, lambda: _Zlib(-zlib.MAX_WBITS))
     raise AssertionError(compression)
 
 
-# What reading bytes that are not as they should be ends with. lz4's frames raise RuntimeError.
-CONTENT_ERRORS = (BadContent, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, RuntimeError)
+def _frames(source: IO[bytes], make: Callable[[], _Decompressor], input_size: int = _INPUT) -> Iterator[bytes]:
+    """Decompresses one frame after the other; a last one that is not whole is an error."""
+    silence = 0
+
+    def read() -> bytes:
+        nonlocal silence
+        data = source.read(input_size)
+        silence += len(data)
+        if silence > MAX_SILENCE:
+            raise BadContent(f"more than {MAX_SILENCE >> 20} MiB of it unpack to nothing")
+        return data
+
+    data = read()
+    if not data:
+        raise BadContent("it is empty")
+    while data:
+        decompressor = make()
+        while not decompressor.eof:
+            if not data and decompressor.needs_input and not (data := read()):
+                raise BadContent("it breaks off before its end")
+            piece = decompressor.decompress(data, PIECE)
+            data = b""
+            if piece:
+                silence = 0
+            yield piece
+        data = decompressor.unused_data or read()
+        # Padding, as gz and xz permit between frames.
+        while data and not (data := data.lstrip(b"\0")):
+            data = read()
+            yield b""
+
+
+# What undoing a compression ends with where the bytes are not as they should be: bz2 raises OSError and lz4
+# RuntimeError.
+CONTENT_ERRORS = (BadContent, EOFError, lzma.LZMAError, zlib.error, RuntimeError)

@@ -38,6 +38,15 @@ class Entry:
     doomed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A part that nobody downloads to: its file's name, its bytes, and when it broke off, in seconds since 1970."""
+
+    name: str
+    size: int
+    last_used: float
+
+
 def stem_of(address: str) -> str:
     """What the names of the files of an address begin with."""
     return hashlib.sha256(address.encode(errors="surrogatepass")).hexdigest()[:32]
@@ -46,6 +55,11 @@ def stem_of(address: str) -> str:
 def sidecar(path: Path) -> Path:
     """Where is written what a file is."""
     return path.with_name(path.name + ".json")
+
+
+def decoded(path: Path) -> Path:
+    """Where a part's encoding is undone."""
+    return path.with_name(path.name + ".decoded")
 
 
 @dataclass
@@ -68,41 +82,53 @@ def settling(part: Part, limit: Unpacking, settled: Settled) -> Iterator[None]:
             yield
 
 
-def parts(folder: Path) -> list[tuple[str, int, float]]:
-    """The parts in a folder: name, size, and when they were written to. Blocks."""
+def broken(folder: Path) -> list[Broken]:
+    """The parts in a folder. Blocks."""
     found = []
     for path in folder.glob(f"*{PART}"):
         with suppress(OSError):
             state = path.stat()
-            found.append((path.name, state.st_size, state.st_mtime))
+            found.append(Broken(path.name, state.st_size, state.st_mtime))
     return found
 
 
 def publish(content: Path, entry: Entry, part: Part) -> None:
-    """Keep `content`, a part or what it was decoded to, as `entry`. Whatever happens, it is all there or nothing."""
+    """Keep `content`, a part or what it was decoded to, as `entry`. Whatever happens, it is all there or nothing.
+
+    Raises OSError; then `content` is where it was.
+    """
     entry.size = content.stat().st_size
-    sidecar(part.path).unlink(missing_ok=True)
-    _sync(content)
-    content.replace(entry.path)
-    os.utime(entry.path, (entry.last_used, entry.last_used))
-    _write(
-        sidecar(entry.path),
-        {
-            "address": entry.address,
-            "name": entry.name,
-            "sha256": entry.sha256,
-            "size": entry.size,
-            "etag": entry.validators.etag,
-            "lastModified": entry.validators.last_modified,
-        },
-    )
-    part.path.unlink(missing_ok=True)
+    known = {
+        "address": entry.address,
+        "name": entry.name,
+        "sha256": entry.sha256,
+        "size": entry.size,
+        "etag": entry.validators.etag,
+        "lastModified": entry.validators.last_modified,
+    }
+    draft = _draft(sidecar(entry.path), known)  # first, since a full disk is noticed here
+    try:
+        _sync(content)
+        content.replace(entry.path)
+        os.utime(entry.path, (entry.last_used, entry.last_used))
+        draft.replace(sidecar(entry.path))
+        _sync(entry.path.parent)
+    except BaseException:
+        for path in (draft, sidecar(entry.path)):
+            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            entry.path.replace(content)
+        raise
+    with suppress(OSError):  # It is of no use any more, and does no harm.
+        remove(part.path)
 
 
 def save_part(part: Part) -> None:
     """Remember of a part what a later worker needs to go on with it."""
+    decoded(part.path).unlink(missing_ok=True)
     known = {"etag": part.validators.etag, "lastModified": part.validators.last_modified}
-    _write(sidecar(part.path), {**known, "encoding": part.encoding, "total": part.total})
+    _draft(sidecar(part.path), {**known, "encoding": part.encoding, "total": part.total}).replace(sidecar(part.path))
+    _sync(part.path.parent)
 
 
 def load_part(path: Path) -> Part:
@@ -147,10 +173,10 @@ def _entry(path: Path) -> Entry | None:
 
 
 def remove(path: Path) -> None:
-    """Remove a download or a part, what it is first."""
+    """Remove a part, what it is first."""
     sidecar(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-    path.with_name(path.name + ".decoded").unlink(missing_ok=True)
+    decoded(path).unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -161,9 +187,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def _draft(path: Path, document: dict[str, Any]) -> Path:
+    """What is to be at `path`, beside it; nothing where that fails."""
     draft = path.with_name(path.name + ".new")
-    draft.write_text(json.dumps(document))
-    _sync(draft)
-    draft.replace(path)
-    _sync(path.parent)
+    try:
+        draft.write_text(json.dumps(document))
+        _sync(draft)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return draft

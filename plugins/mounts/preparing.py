@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from engines.base import Builder, Lending, Result, Volume
+from engines.base import Builder, FileInvalid, FileMissing, FileUnreadable, Lending, Result, Volume
 from plugins.base import TaskHooks
 from plugins.mounts.caches import Caches, Lease
 from plugins.mounts.downloads import INTERVAL, Downloads
@@ -17,7 +17,8 @@ from plugins.mounts.extraction import Limits, Unpacking, decompression, extracti
 from plugins.mounts.payload import Content, Declared, MountsPayload, missing_scopes
 from plugins.mounts.sources import find_source
 from plugins.mounts.tree import Refused
-from worker.errors import MalformedPayload, ResourceUnavailable, TaskFault
+from worker.disk import fault_of
+from worker.errors import MalformedPayload, ResourceUnavailable, TaskFault, WorkerFault
 from worker.model import COMPLETED, Verdict
 from worker.quantities import approximate_size
 from worker.queue.errors import ApiError, QueueError
@@ -59,7 +60,7 @@ class MountsHooks(TaskHooks):
         self._declared = declared
         self._stack = stack
         self._roles = roles
-        self._leases: list[tuple[str, Lease]] = []
+        self._leases: list[tuple[Declared, Lease]] = []
         self._folder = shop.folder / f"{run.key.task_id}-{run.key.run_id}"
 
     async def prepare(self, builder: Builder) -> None:
@@ -68,7 +69,7 @@ class MountsHooks(TaskHooks):
             return
         if self._roles:
             await self._check_roles()
-        await self._ports.run_sync(self._folder.mkdir)
+        await self._make("the folder for mounts", self._folder.mkdir)
         self._stack.push_async_callback(self._shop.services.trash.discard, self._folder)
         volumes: list[Volume | None] = [None] * len(self._declared)
         leases: dict[int, Lease] = {}
@@ -76,12 +77,21 @@ class MountsHooks(TaskHooks):
             if item.kind == "cache":
                 leases[index] = await self._lease(item)
 
+        failures: list[TaskFault | ResourceUnavailable | WorkerFault] = []
+
         async def get(index: int, item: Declared) -> None:
-            volumes[index] = await self._get(index, item, leases.get(index))
+            try:
+                volumes[index] = await self._get(index, item, leases.get(index))
+            except (TaskFault, ResourceUnavailable, WorkerFault) as error:
+                failures.append(error)
+                nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
             for index, item in enumerate(self._declared):
                 nursery.start_soon(get, index, item)
+        if failures:
+            # The first has ended the others: what these say as they end is no reason.
+            raise failures[0]
         builder.volumes += [volume for volume in volumes if volume is not None]
 
     async def _check_roles(self) -> None:
@@ -98,7 +108,7 @@ class MountsHooks(TaskHooks):
 
     async def _lease(self, item: Declared) -> Lease:
         lease = await self._stack.enter_async_context(self._shop.caches.lease(item.cache))
-        self._leases.append((item.cache, lease))
+        self._leases.append((item, lease))
         what = f"No cache {item.cache} is there: it is made anew" if lease.fresh else f"Using the cache {item.cache}"
         self._run.log.say(f"[mounts] {what}, at {item.path}")
         return lease
@@ -111,29 +121,35 @@ class MountsHooks(TaskHooks):
             return Volume(lease.path, item.path, Lending.LENT)
         assert item.content is not None  # since it is no cache
         if item.kind == "directory":
-            await self._ports.run_sync(made.mkdir, 0o755)
+            await self._make(item.path, made.mkdir, 0o755)
             await self._unpack(item, item.content, made, made)
             return Volume(made, item.path, Lending.GIVEN)
         if item.format is not None:
             await self._unpack(item, item.content, made, made)
             return Volume(made, item.path, Lending.GIVEN)
         if item.content.inline is not None:
-            await self._inline(item.content, made)
+            await self._inline(item, item.content, made)
             return Volume(made, item.path, Lending.GIVEN)
         source = await find_source(self._run, item.content)
         entry = await self._stack.enter_async_context(self._shop.downloads.held(source, self._run.log))
         self._run.log.say(f"[mounts] {source.name} is mounted as {item.path}")
         return Volume(entry.path, item.path, Lending.SHARED)
 
-    async def _inline(self, content: Content, path: Path) -> None:
+    async def _inline(self, item: Declared, content: Content, path: Path) -> None:
         assert content.inline is not None  # as its caller has seen
-        await self._ports.run_sync(path.write_bytes, content.inline)
+        await self._make(item.path, path.write_bytes, content.inline)
+
+    async def _make(self, what: str, function: Callable[..., object], *args: object) -> None:
+        try:
+            await self._ports.run_sync(function, *args)
+        except OSError as error:
+            raise fault_of(error, f"{what} could not be made") from error
 
     async def _unpack(self, item: Declared, content: Content, target: Path, made: Path) -> None:
         """Content of a format to `target`: an empty folder, or a file that is not there yet."""
         if content.inline is not None:
             packed = made.with_name(f"{made.name}.packed")
-            await self._inline(content, packed)
+            await self._inline(item, content, packed)
             await self._extract(item, "the content in the payload", packed, target)
             return
         source = await find_source(self._run, content)
@@ -160,7 +176,7 @@ class MountsHooks(TaskHooks):
             except Refused as error:
                 raise TaskFault(f"{name} was not extracted to {item.path}: {error}") from error
             except OSError as error:
-                raise ResourceUnavailable(f"{name} was not extracted to {item.path}: {error.strerror}") from error
+                raise fault_of(error, f"{name} was not extracted to {item.path}") from error
             took = trio.current_time() - begun
             log.say(f"[mounts] Extracted {_amount(unpacking)} to {item.path} in {took:.1f} seconds")
 
@@ -177,14 +193,37 @@ class MountsHooks(TaskHooks):
         """
         ended = None if result is None else result.ended
         purged = ended is not None and ended.exit_code in self._run.payload.on_exit_status.purge_caches
-        for name, lease in self._leases:
+        for item, lease in self._leases:
             lease.keep = (not lease.fresh if result is None else ended is not None) and not purged
-            if ended is not None:
-                what = "is thrown away, as the task wants it for this exit code" if purged else "is kept"
-                self._run.log.say(f"[mounts] The cache {name} {what}")
+            if result is None or ended is None:
+                continue
+            if purged:
+                self._run.log.say(
+                    f"[mounts] The cache {item.cache} is thrown away, as the task wants it for this exit code"
+                )
+            elif is_lost := await _is_lost(result, item.path):
+                lease.keep = False
+                self._run.log.warn(
+                    f"[mounts] The cache {item.cache} is not kept: {is_lost}. "
+                    "A task may empty the folder, but must leave it at its place"
+                )
+            else:
+                self._run.log.say(f"[mounts] The cache {item.cache} is kept")
         if purged and self._leases:
-            await self._shop.caches.purge({name for name, _ in self._leases})
+            await self._shop.caches.purge({item.cache for item, _ in self._leases})
         return COMPLETED
+
+
+async def _is_lost(result: Result, path: str) -> str:
+    """Why the folder of a cache is not at its place any more; nothing where it is."""
+    try:
+        async with aclosing(result.walk(path)) as files:
+            await anext(files, None)
+    except (FileMissing, FileInvalid) as error:
+        return str(error)
+    except FileUnreadable:
+        pass  # The engine can move it all the same.
+    return ""
 
 
 def _amount(unpacking: Unpacking) -> str:

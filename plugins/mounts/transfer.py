@@ -118,6 +118,8 @@ class Transfer:
 
     async def attempt(self, source: Source) -> Received | NotModified | Transient:
         """One attempt, which a cancellation ends at once. Raises TaskFault, OSError, and what `locate` raises."""
+        if self._part.size and self._part.size == self._part.total:
+            return Received(self._part.validators)  # All of it came before, and could not be kept then.
         url = _parsed(await source.locate(), source)
         headers = {"Accept-Encoding": "gzip", **self._conditions()}
         try:
@@ -192,7 +194,10 @@ class Transfer:
         known = {"ETag": part.validators.etag, "Last-Modified": part.validators.last_modified}
         if any(value is not None and headers.get(name, value) != value for name, value in known.items()):
             return True
-        return part.encoding is None and part.total is not None and total != part.total
+        encoding = headers.get("Content-Encoding")
+        if encoding is not None and _ENCODINGS.get(encoding.strip().lower()) != part.encoding:
+            return True
+        return part.total is not None and total != part.total
 
     async def _receive(self, answer: HttpStream, source: Source) -> Received | Transient:
         part = self._part

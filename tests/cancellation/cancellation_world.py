@@ -75,8 +75,8 @@ class StagedPorts(Ports):
         self._polls: list[trio.Event] = []
         self._ended = False
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
-        return StagedTransport(self, super().transport(limits))
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
+        return StagedTransport(self, super().transport(idle_limit))
 
     async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
         if self.disk_is_full and function is os.pwrite:

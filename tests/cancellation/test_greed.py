@@ -51,8 +51,8 @@ class CountingPorts(Ports):
         super().__init__()
         self.reclaims: list[int] = []
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
-        return CountingTransport(super().transport(limits), self.reclaims)
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
+        return CountingTransport(super().transport(idle_limit), self.reclaims)
 
 
 class CountingTransport(httpx.AsyncBaseTransport):

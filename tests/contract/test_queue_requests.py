@@ -92,7 +92,7 @@ class Recorder(Ports):
         super().__init__()
         self.requests: list[httpx.Request] = []
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
         def handle(request: httpx.Request) -> httpx.Response:
             self.requests.append(request)
             return httpx.Response(418)

@@ -50,8 +50,8 @@ class FaultyPorts(Ports):
         self.answer = answer
         self.seen: list[httpx.Request] = []
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
-        return FaultyTransport(self, super().transport(limits))
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
+        return FaultyTransport(self, super().transport(idle_limit))
 
 
 class FaultyTransport(httpx.AsyncBaseTransport):

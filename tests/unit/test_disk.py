@@ -6,14 +6,22 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import pytest
 import trio
 
+from worker.config import WorkerConfig
 from worker.disk import Disk, Item, Room, look
 from worker.ports import Ports
+from worker.supervisor import Supervisor
+from worker.testing.runs import RecordingQueue
 from worker.trash import open_trash
+from worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from worker.workshop import Workshop
 
 T = TypeVar("T")
 
@@ -30,14 +38,17 @@ class SmallDisk(Ports):
     async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
         if function is look:
             await trio.lowlevel.checkpoint()
-            free = 100 - self.held_by_trash - sum(item.size for store in self.stores for item in store.items)
+            free = (
+                100 - self.held_by_trash - sum(store.sizes[item.name] for store in self.stores for item in store.items)
+            )
             return Room(free, free if self.counts_inodes else None)  # type: ignore[return-value]  # it is that function
         return await super().run_sync(function, *args)
 
 
 class Shelf:
-    def __init__(self, disk: SmallDisk, *items: Item) -> None:
-        self.items = list(items)
+    def __init__(self, disk: SmallDisk, *items: tuple[Item, int]) -> None:
+        self.items = [item for item, _ in items]
+        self.sizes = {item.name: size for item, size in items}
         self.taken: set[str] = set()
         disk.stores.append(self)
 
@@ -56,8 +67,8 @@ class Shelf:
         return [item.name for item in self.items]
 
 
-def item(name: str, last_used: float, size: int) -> Item:
-    return Item(last_used, size, name, name)
+def item(name: str, last_used: float, size: int) -> tuple[Item, int]:
+    return Item(last_used, name, name), size
 
 
 @asynccontextmanager
@@ -75,13 +86,11 @@ async def test_what_was_used_least_recently_goes_first_over_all_stores(
     downloads = Shelf(ports, item("c", 2, 20), item("d", 3, 20))
     async with opened(tmp_path, ports, space, inodes) as disk:
         with disk.add(caches), disk.add(downloads):
-            assert await disk.make_room() == ""
+            assert await disk.make_room() is None
             assert caches.names() + downloads.names() == ["b", "c", "d"]
             assert "removed what was used least recently: a" in caplog.text
-            assert await disk.make_room() == ""
+            assert await disk.make_room() is None
             assert caches.names() + downloads.names() == ["b", "c", "d"]
-            assert await disk.make_room(20 if space else 0) == ""
-            assert caches.names() + downloads.names() == (["b", "d"] if space else ["b", "c", "d"])
 
 
 async def test_what_somebody_begins_to_use_stays(tmp_path: Path) -> None:
@@ -90,7 +99,7 @@ async def test_what_somebody_begins_to_use_stays(tmp_path: Path) -> None:
     shelf.taken.add("a")
     async with opened(tmp_path, ports, 30) as disk, trio.open_nursery():
         with disk.add(shelf):
-            assert await disk.make_room() == ""
+            assert await disk.make_room() is None
         assert shelf.names() == ["a"]
 
 
@@ -100,13 +109,34 @@ async def test_what_is_lacking_is_said(tmp_path: Path, caplog: pytest.LogCapture
     shelf.taken.add("a")
     async with opened(tmp_path, ports, 60, 55) as disk:
         with disk.add(shelf):
-            assert await disk.make_room() == "50 bytes are free in workDir, and minimumDiskSpace is 60 bytes"
-            assert "20 bytes more are needed" in await disk.make_room(20)
+            assert str(await disk.make_room()) == "50 bytes are free in workDir, and minimumDiskSpace is 60 bytes"
     async with opened(tmp_path, ports, 0, 55) as disk:
-        assert await disk.make_room() == "50 files can be made in workDir, and minimumInodes is 55"
+        assert str(await disk.make_room()) == "50 files can be made in workDir, and minimumInodes is 55"
         ports.counts_inodes = False
-        assert await disk.make_room() == ""
+        assert await disk.make_room() is None
     assert caplog.text == ""
+
+
+async def test_each_reason_to_claim_nothing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ports = SmallDisk()
+    watchdog = Watchdog(0, trio.current_time)
+    async with opened(tmp_path, ports, 60, 55) as disk:
+        services = SimpleNamespace(disk=disk, ports=ports)
+        workshop = cast("Workshop", SimpleNamespace(services=services, limiter=SimpleNamespace(watchdog=watchdog)))
+        with watchdog.expects("all of it") as ending:
+            supervisor = Supervisor(WorkerConfig(), workshop, RecordingQueue(), ending)
+            for size in (41, 42, 42, 0, 43):
+                Shelf(ports, item("a", 1, size))
+                assert await supervisor._disk_suffices() == (size == 0)
+                ports.stores.clear()
+            disk._minimum_space = 0
+            Shelf(ports, item("a", 1, 46))
+            assert not await supervisor._disk_suffices()
+    assert [record.getMessage().partition(" are free")[0].partition(" can")[0] for record in caplog.records] == [
+        "claims nothing: 59 bytes",
+        "claims nothing: 57 bytes",
+        "claims nothing: 54 files",
+    ]
 
 
 async def test_a_store_that_has_ended_is_not_asked(tmp_path: Path) -> None:
@@ -115,7 +145,7 @@ async def test_a_store_that_has_ended_is_not_asked(tmp_path: Path) -> None:
     async with opened(tmp_path, ports, 60) as disk:
         with disk.add(shelf):
             pass
-        assert await disk.make_room() != ""
+        assert await disk.make_room() is not None
         assert shelf.names() == ["a"]
 
 
@@ -136,7 +166,7 @@ async def test_the_trash_is_waited_for_before_anything_is_given_up(tmp_path: Pat
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(release)
                 await trio.testing.wait_all_tasks_blocked()
-                assert await disk.make_room() == ""
+                assert await disk.make_room() is None
         assert shelf.names() == ["a"]
 
 
@@ -152,7 +182,7 @@ async def test_many_that_were_removed_are_one_line(tmp_path: Path, caplog: pytes
     shelf = Shelf(ports, *(item(f"i{number}", number, 1) for number in range(100)))
     async with opened(tmp_path, ports, 50) as disk:
         with disk.add(shelf):
-            assert await disk.make_room() == ""
+            assert await disk.make_room() is None
     assert len(caplog.records) == 1
     assert "i9 and 40 more" in caplog.text
 

@@ -14,6 +14,7 @@ PACKAGES = ("worker", "engines", "plugins")
 LAYERS: Sequence[frozenset[str]] = [
     frozenset(names.split())
     for names in (
+        "worker.transport",
         "worker.claims worker.environment worker.errors worker.linetimes worker.lognames worker.model worker.ports"
         " worker.quantities worker.redaction worker.viewer",
         "worker.logfile worker.schema worker.spellings worker.tasktree",

@@ -31,11 +31,11 @@ class CountingPorts(Ports):
 
 @asynccontextmanager
 async def opened(folder: Path, ports: Ports | None = None) -> AsyncGenerator[LogFile, None]:
-    descriptor = os.open(folder / "log", os.O_RDWR | os.O_CREAT)
+    file = LogFile(ports or Ports(), folder / "log")
     try:
-        yield LogFile(ports or Ports(), folder / "log", descriptor)
+        yield file
     finally:
-        os.close(descriptor)
+        await file.aclose()
 
 
 async def test_what_is_new_is_read_from_memory_and_what_is_old_from_the_file(tmp_path: Path) -> None:

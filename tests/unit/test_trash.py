@@ -173,3 +173,13 @@ async def test_a_million_files(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         logging.getLogger("worker").info("%.3f s, then %.1f s; %.3f s", away, trio.current_time() - begun, longest)
     assert away < 1
     assert longest < 1
+
+
+async def test_the_folder_is_there_from_the_start(tmp_path: Path) -> None:
+    async with open_trash(Ports(), tmp_path, trio.Event()):
+        assert (tmp_path / "trash").is_dir()
+    (tmp_path / "trash").rmdir()
+    (tmp_path / "trash").touch()
+    with pytest.raises(FileExistsError):
+        async with open_trash(Ports(), tmp_path, trio.Event()):
+            raise AssertionError

@@ -30,12 +30,13 @@ GET_ARTIFACT = AllOf((Each("queue:get-artifact:<name>", "name", "names"),))
 
 @dataclass(frozen=True)
 class ArtifactMethods:
-    """The methods; `issuer` signs the credentials for the object service."""
+    """The methods; `issuer` signs the credentials for the object service. `objects_once`: as `EmbeddedQueue` says."""
 
     ports: Ports
     store: Store
     blobs: Blobs
     issuer: Client
+    objects_once: bool = False
 
     def endpoints(self) -> list[Endpoint]:
         """Each method with its scopes."""
@@ -67,6 +68,12 @@ class ArtifactMethods:
             new = self._artifact(call, wanted)
             if new.expires > task.definition["expires"]:
                 raise InputError(f"Artifact expires ({new.expires}) after the task does ({task.definition['expires']})")
+            if (
+                self.objects_once
+                and new.storage_type == "object"
+                and artifact_table.find(tx, new.task_id, new.run_id, new.name)
+            ):
+                raise RequestConflict(f"Artifact {new.name!r} was already created")
             return artifact_table.put(tx, new), task
 
         artifact, task = await self.store.transact(work)

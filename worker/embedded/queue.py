@@ -71,6 +71,7 @@ class EmbeddedQueue:
     `app` is the ASGI application; it answers 503 unless `run` runs. `root_url` is where clients find it, and must be
     set before the first request. `credentials` belong to a client that may do everything; when none are given, a
     random token is made, which a queue with `data` keeps for its next start: it is known when `run` has started.
+    With `objects_once` it refuses to create an `object` artifact again, as Taskcluster's queue does.
     `tunnel_secret` is what a websocktunnel server must know to take this queue's tokens.
     """
 
@@ -81,10 +82,12 @@ class EmbeddedQueue:
         data: Path | None = None,
         claim_timeout: timedelta = CLAIM_TIMEOUT,
         credentials: ClientCredentials | None = None,
+        objects_once: bool = False,
     ) -> None:
         self._ports = ports
         self._data = data
         self._claim_timeout = claim_timeout
+        self._objects_once = objects_once
         self._waiting = Waiting(ports)
         self._store = Store(ports, data, self._waiting.committed)
         self._own = Client(QUEUE_CLIENT, ports.token())
@@ -194,7 +197,7 @@ class EmbeddedQueue:
         """Every method of every service, with the scopes that it needs."""
         own = self._own
         claims = ClaimMethods(self._ports, self._store, self._waiting, own, self._claim_timeout)
-        artifacts = ArtifactMethods(self._ports, self._store, self._blobs, own)
+        artifacts = ArtifactMethods(self._ports, self._store, self._blobs, own, self._objects_once)
         return [
             *TaskMethods(self._store).endpoints(),
             *GroupMethods(self._store).endpoints(),
@@ -230,6 +233,7 @@ async def open_embedded_queue(
     claim_timeout: timedelta = CLAIM_TIMEOUT,
     credentials: ClientCredentials | None = None,
     root_url: str | None = None,
+    objects_once: bool = False,
 ) -> AsyncIterator[EmbeddedQueue]:
     """A queue that answers on `host` and `port` (0 picks a free one) for as long as the block runs.
 
@@ -237,7 +241,9 @@ async def open_embedded_queue(
     clients are told where they come by another address. Raises OSError where the address cannot be had, and what the
     block raises, as it is.
     """
-    queue = EmbeddedQueue(ports, data=data, claim_timeout=claim_timeout, credentials=credentials)
+    queue = EmbeddedQueue(
+        ports, data=data, claim_timeout=claim_timeout, credentials=credentials, objects_once=objects_once
+    )
     listeners = await listen(host, port)
     queue.root_url = root_url or f"http://{_in_url(host)}:{port_of(listeners)}"
     # The last answers need the server: it outlives a cancellation from outside until the queue has ended.

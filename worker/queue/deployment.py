@@ -71,10 +71,11 @@ class Deployment:
         """
         outage = self._outages[call.name.partition(".")[0]]
 
-        async def attempt(_number: int) -> T | Transient:
+        async def attempt(number: int) -> T | Transient:
             try:
                 result = await self._attempt(call, credentials, parse)
-            except ApiError:
+            except ApiError as error:
+                error.attempts = number
                 outage.answered(call.name, trio.current_time())
                 raise
             if isinstance(result, Transient):

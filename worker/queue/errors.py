@@ -17,13 +17,17 @@ class QueueError(Exception):
 
 
 class ApiError(QueueError):
-    """The service refused: its HTTP `status`, its `code` (such as `RequestConflict`) and `message`."""
+    """The service refused: its HTTP `status`, its `code` (such as `RequestConflict`) and `message`.
+
+    Where that was not in the first of `attempts`, an earlier one may have been done, and its answer lost.
+    """
 
     def __init__(self, method: str, status: int, code: str, message: str) -> None:
         super().__init__(method, f"{status} {code}: {message}")
         self.status = status
         self.code = code
         self.message = message
+        self.attempts = 1
 
 
 class Unauthorized(ApiError):

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import TypeVar
 
 from worker.http import HttpClients, WrongLength
-from worker.model import RunKey
 from worker.ports import Ports
 from worker.queue.credentials import Credentials
-from worker.queue.errors import ApiError, Forbidden, QueueError, Unauthorized, Unavailable
+from worker.queue.errors import ApiError, Conflict, Forbidden, QueueError, Unauthorized, Unavailable
 from worker.queue.models import (
     CreateUploadRequest,
     CreateUploadResponse,
@@ -30,8 +28,8 @@ from worker.queue.models import (
     UploadHashes,
 )
 from worker.queue.retry import RetryPolicy, Transient, retrying
-from worker.queue.services import ObjectService, Queue
-from worker.queue.transfer import Content, Digests, Stored, put, read_all
+from worker.queue.services import ObjectService
+from worker.queue.transfer import Digests, NewArtifact, Stored, put, read_all
 
 T = TypeVar("T")
 
@@ -40,29 +38,25 @@ MAX_INLINE = 8192  # bytes (facts page, and schemas/object/v1/upload-method-data
 _BAD_REQUEST = 400
 
 
-async def upload_object(
-    queue: Queue,
-    http: HttpClients,
-    ports: Ports,
-    key: RunKey,
-    name: str,
-    *,
-    content_type: str,
-    expires: datetime,
-    content: Content,
-    policy: RetryPolicy,
-) -> Stored:
-    """Create the `object` artifact `name` of `content`, which has no encoding; returns when all of it is finished.
+async def upload_object(http: HttpClients, ports: Ports, artifact: NewArtifact, policy: RetryPolicy) -> Stored:
+    """Create an `object` artifact of the content without encoding; returns when all of it is finished.
 
     Every step is repeated by itself where it fails; the data are sent again, to a fresh URL, where only that helps.
     Raises what `DeploymentStorage.upload` does.
     """
-    upload = _ObjectUpload(queue, http, ports, key, name, content_type, expires, content)
-    await upload.create()
-    result, attempts = await retrying(upload.attempt, policy, ports.random)
-    if isinstance(result, Transient):
-        raise Unavailable(f"upload of {name}", attempts, result.reason)
-    await queue.finish_artifact(key, name, upload.created.upload_id)
+    upload = _ObjectUpload(http, ports, artifact)
+    try:
+        await upload.create()
+        result, attempts = await retrying(upload.attempt, policy, ports.random)
+        if isinstance(result, Transient):
+            raise Unavailable(f"upload of {artifact.name}", attempts, result.reason)
+        await artifact.queue.finish_artifact(artifact.key, artifact.name, upload.created.upload_id)
+    except Conflict as error:
+        if error.method == "queue.createArtifact" and error.attempts == 1:
+            raise
+        # From its creation on the artifact is ours, even if that was not heard of: the task has no part in this.
+        text = f"{error.status} {error.code} in attempt {error.attempts}: {error.message}"
+        raise QueueError(error.method, text) from error
     return result
 
 
@@ -71,30 +65,22 @@ class _ObjectUpload:
 
     created: ObjectArtifactResponse
 
-    def __init__(
-        self,
-        queue: Queue,
-        http: HttpClients,
-        ports: Ports,
-        key: RunKey,
-        name: str,
-        content_type: str,
-        expires: datetime,
-        content: Content,
-    ) -> None:
-        self._queue = queue
+    def __init__(self, http: HttpClients, ports: Ports, artifact: NewArtifact) -> None:
         self._http = http
         self._ports = ports
-        self._key = key
-        self._name = name
-        self._content = content
-        self._request = ObjectArtifactRequest(content_length=content.length, content_type=content_type, expires=expires)
-        self._service = ObjectService(queue.client.deployment, lambda: Credentials.from_wire(self.created.credentials))
+        self._artifact = artifact
+        self._content = artifact.plain
+        deployment = artifact.queue.client.deployment
+        self._service = ObjectService(deployment, lambda: Credentials.from_wire(self.created.credentials))
 
     async def create(self) -> None:
         """Announce the artifact; again, it gives fresh credentials."""
         # Taskcluster's queue takes it once, and answers 500 or 409 when it is repeated: its credentials last a day.
-        self.created = await self._queue.create_artifact(self._key, self._name, self._request)
+        artifact = self._artifact
+        request = ObjectArtifactRequest(
+            content_length=self._content.length, content_type=artifact.content_type, expires=artifact.expires
+        )
+        self.created = await artifact.queue.create_artifact(artifact.key, artifact.name, request)
 
     async def attempt(self, _number: int) -> Stored | Transient:
         """Send the data, and make the object final."""
@@ -123,13 +109,13 @@ class _ObjectUpload:
 
     async def _propose(self) -> tuple[ProposedUploadMethods, Stored | None]:
         """The methods to choose from; and what was sent, if the service chooses `dataInline`."""
-        content, content_type = self._content, self._request.content_type
+        content, content_type = self._content, self._artifact.content_type
         put_url = PutUrlUploadRequest(content_length=content.length, content_type=content_type)
         if content.length > MAX_INLINE:
             return ProposedUploadMethods(put_url=put_url), None
         data = await read_all(content)
         if len(data) != content.length:
-            raise WrongLength(f"upload of {self._name}: not {content.length} bytes, as announced")
+            raise WrongLength(f"upload of {self._artifact.name}: not {content.length} bytes, as announced")
         inline = DataInlineUploadRequest(content_type=content_type, object_data=base64.b64encode(data).decode())
         digests = Digests(self._ports, "sha256", "sha512")
         await digests.update(data)

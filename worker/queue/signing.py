@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import re
+from functools import lru_cache
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from worker.queue.credentials import Credentials
 _ATTRIBUTE = re.compile(r"[ !#-\[\]-~]*\Z")
 
 
+@lru_cache(maxsize=256)
 def hawk_ext(credentials: Credentials) -> str:
     """The certificate and the authorized scopes as Taskcluster wants them in `ext`; empty where there are none."""
     ext: dict[str, Any] = {}

@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from math import inf
 
 import trio
 
 from worker.http import BadStatus, ConnectFailed, ConnectionLost, HttpClients, TimedOut
+from worker.model import RunKey
 from worker.ports import Ports
 from worker.queue.retry import RetryPolicy, Transient, is_transient, parse_retry_after
+from worker.queue.services import Queue
 
 OpenContent = Callable[[], AbstractAsyncContextManager[AsyncIterable[bytes]]]
 
@@ -36,6 +39,22 @@ class Content:
     length: int
     open: OpenContent
     encoding: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewArtifact:
+    """An artifact to be created and stored, by a `queue` with the credentials of the run `key`.
+
+    `content` may have an encoding, `plain` is the same without; whichever the storage takes is opened.
+    """
+
+    queue: Queue
+    key: RunKey
+    name: str
+    content_type: str
+    expires: datetime
+    content: Content
+    plain: Content
 
 
 @dataclass(frozen=True, slots=True)

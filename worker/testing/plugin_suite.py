@@ -36,7 +36,7 @@ PROMPT = 5.0  # seconds; a hook that was cancelled has nothing to wait for but i
 class OfflinePorts(Ports):
     """The real world but for the network, in which every request is answered with 200 and nothing else."""
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
         """No network."""
         return httpx.MockTransport(_accept)
 

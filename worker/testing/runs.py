@@ -35,7 +35,10 @@ from worker.queue.models import (
     S3ArtifactResponse,
     TaskDefinition,
 )
+from worker.queue.retry import RetryPolicy
 from worker.queue.services import ArtifactAnswer, ArtifactRequest, PurgeCache, Queue
+from worker.queue.transfer import UPLOAD_POLICY
+from worker.queue.upload import DeploymentStorage
 from worker.run import Run
 from worker.schema import Slice
 from worker.services import Identity, Services
@@ -159,6 +162,7 @@ async def open_services(
     webhooks: Webhooks | None = None,
     capacity: int = 1,
     purge_cache: PurgeCache | None = None,
+    upload_policy: RetryPolicy = UPLOAD_POLICY,
 ) -> AsyncGenerator[Services, None]:
     """The worker's services, with real HTTP clients unless some are given; without `webhooks` none can be attached."""
     ports = ports or Ports()
@@ -167,15 +171,17 @@ async def open_services(
     leftovers = (work_dir / TRASH).exists()
     missing = cast("Webhooks", None)
     async with open_http(ports) as real, open_trash(ports, work_dir, trio.Event(), leftovers=leftovers) as trash:
+        http = http or real
         yield Services(
             IDENTITY,
             ports,
-            http or real,
+            http,
             webhooks or missing,
             work_dir,
             trash,
             Disk(ports, work_dir, trash, minimum_space=0, minimum_inodes=0),
             timedelta(seconds=5),
+            DeploymentStorage(http, ports, policy=upload_policy),
             capacity,
             purge_cache,
         )

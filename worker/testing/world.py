@@ -165,11 +165,18 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    folder: Path, *, ports: Ports | None = None, claim_timeout: timedelta = timedelta(minutes=20)
+    folder: Path,
+    *,
+    ports: Ports | None = None,
+    claim_timeout: timedelta = timedelta(minutes=20),
+    objects_once: bool = False,
 ) -> AsyncGenerator[World, None]:
     """A world with its workers' folders in `folder`, which must be empty."""
     ports = ports or Ports()
-    async with open_embedded_queue(ports, claim_timeout=claim_timeout) as embedded, open_http(ports) as http:
+    async with (
+        open_embedded_queue(ports, claim_timeout=claim_timeout, objects_once=objects_once) as embedded,
+        open_http(ports) as http,
+    ):
         credentials = Credentials(embedded.credentials.client_id, embedded.credentials.access_token)
         queue = Queue(Deployment(embedded.root_url, http, ports), lambda: credentials)
         yield World(ports, embedded, http, credentials, queue, folder)

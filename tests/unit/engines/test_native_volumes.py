@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from engines.base import Lending, Volume
 from engines.native.engine import Native, NativeConfig, NativePayload
-from worker.errors import TaskFault
+from worker.errors import ResourceUnavailable, TaskFault
+from worker.ports import Ports
 from worker.testing.runs import open_run, open_services
+
+T = TypeVar("T")
 
 
 def folder(path: Path) -> Path:
@@ -23,10 +29,10 @@ def names(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
 
 
-async def play(where: Path, script: str, volumes: Sequence[Volume]) -> bool:
+async def play(where: Path, script: str, volumes: Sequence[Volume], ports: Ports | None = None) -> bool:
     """Whether the script succeeded."""
     payload = NativePayload(command=[["sh", "-c", script]])
-    async with open_services(where) as services, open_run(where, payload) as run:
+    async with open_services(where, ports=ports) as services, open_run(where, payload) as run:
         engine = Native(NativeConfig(), services)
         async with engine.worker_scope(), engine.builder(run) as builder:
             builder.volumes += volumes
@@ -95,6 +101,51 @@ async def test_a_place_that_is_taken_is_the_tasks_fault_and_what_was_lent_stays(
         await play(tmp_path, "true", volumes)
     assert first.is_dir()
     assert second.exists()
+
+
+@pytest.mark.parametrize("lending", [Lending.GIVEN, Lending.SHARED])
+@pytest.mark.parametrize("name", ["old", "link", "folder"])
+async def test_no_file_takes_the_place_of_another(tmp_path: Path, lending: Lending, name: str) -> None:
+    first, second = folder(tmp_path / "first"), tmp_path / "second"
+    (first / "link").symlink_to("nowhere")
+    (first / "folder").mkdir()
+    second.write_text("new")
+    with pytest.raises(TaskFault, match=f"place/{name} cannot be mounted, something is there"):
+        await play(tmp_path, "true", [Volume(first, "place", Lending.LENT), Volume(second, f"place/{name}", lending)])
+    assert (first / "old").read_text() == "old"
+    assert second.read_text() == "new"
+
+
+async def test_a_folder_takes_the_place_of_an_empty_one(tmp_path: Path) -> None:
+    given, lent = folder(tmp_path / "given"), folder(tmp_path / "lent")
+    (given / "empty").mkdir()
+    volumes = [Volume(given, "a", Lending.GIVEN), Volume(lent, "a/empty", Lending.LENT)]
+    assert await play(tmp_path, "cat a/empty/old && touch a/empty/new", volumes)
+    assert names(lent) == ["new", "old"]
+
+
+async def test_a_task_cannot_foresee_where_what_was_in_a_lent_folder_goes(tmp_path: Path) -> None:
+    lent, given = folder(tmp_path / "lent"), folder(tmp_path / "given")
+    volumes = [Volume(lent, "a", Lending.LENT), Volume(given, "a/in", Lending.GIVEN)]
+    assert await play(tmp_path, "for i in 0 1 2; do mkdir -p .mounted-$i/x; done", volumes)
+    assert names(lent) == ["old"]
+
+
+class FullPorts(Ports):
+    """A disk on which nothing more can be put."""
+
+    async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+        if getattr(function, "__name__", "") in {"_move", "_copy_piece"}:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return await super().run_sync(function, *args)
+
+
+@pytest.mark.parametrize("lending", [Lending.GIVEN, Lending.SHARED])
+async def test_a_full_disk_is_no_fault_of_the_tasks(tmp_path: Path, lending: Lending) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(ResourceUnavailable, match="place could not be mounted: the worker's disk is full"):
+        await play(tmp_path, "true", [Volume(file, "place", lending)], FullPorts())
 
 
 async def test_no_link_in_a_volume_leads_another_one_out(tmp_path: Path) -> None:

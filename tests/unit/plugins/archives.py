@@ -118,6 +118,52 @@ def nested_headers() -> bytes:
     return (info.tobuf(tarfile.GNU_FORMAT) + b"longer-a\0".ljust(512, b"\0")) * 5000
 
 
+def raw(kind: bytes, size: int, content: bytes = b"", name: str = "a") -> bytes:
+    """A header that says `size` of itself, and what follows it, in whole blocks."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def records(kind: bytes, *said: tuple[str, bytes]) -> bytes:
+    """An extended header that says these."""
+    content = b""
+    for key, value in said:
+        rest = b" %s=%s\n" % (key.encode(), value)
+        length = len(rest)
+        while length != len(rest) + len(str(length)):
+            length = len(rest) + len(str(length))
+        content += str(length).encode() + rest
+    return raw(kind, len(content), content)
+
+
+def global_headers(count: int) -> bytes:
+    """Each of 1 MiB nearly, about something else, with an entry behind it."""
+    return b"".join(
+        records(tarfile.XGLTYPE, (f"comment{number}", b"a" * (MIB - 2000))) + raw(tarfile.REGTYPE, 0)
+        for number in range(count)
+    )
+
+
+def sparse(real: int, content: bytes, size: int | None = None) -> bytes:
+    """A sparse file of GNU's version 1.0, whose content begins with its map."""
+    said = {"GNU.sparse.major": b"1", "GNU.sparse.name": b"s", "GNU.sparse.realsize": b"%d" % real}
+    content += bytes(-len(content) % 512)
+    length = len(content) if size is None else size
+    return records(tarfile.XHDTYPE, *said.items()) + raw(tarfile.REGTYPE, length, content)
+
+
+def old_sparse(more: int) -> bytes:
+    """One of GNU's version before, of 5 bytes at 0, that says whether a block with more places follows."""
+    block = bytearray(raw(tarfile.GNUTYPE_SPARSE, 5))
+    block[386:398], block[398:410] = b"00000000000\0", b"00000000005\0"
+    block[482] = more
+    block[483:495] = b"00000000005\0"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
 def many(count: int) -> Iterator[Member]:
     for number in range(count):
         yield member(f"d{number % 100}/f{number}", b"x")
@@ -186,6 +232,31 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "zip that overlaps": ("zip", overlapping_zip, "overlaps another entry"),
     "zip that is a directory": ("zip", zip_of_directory_only, "its directory is larger than 32 MiB"),
+    "headers that are a bomb": (
+        "tar.gz",
+        lambda: gzip.compress(
+            b"".join(
+                raw(tarfile.GNUTYPE_LONGNAME, 2**20 - 2048, b"a" + bytes(2**20 - 2049)) + raw(tarfile.REGTYPE, 0)
+                for _ in range(100)
+            )
+        ),
+        "times its size",
+    ),
+    "records in each other": (
+        "tar",
+        lambda: raw(tarfile.XHDTYPE, 2**19, (b"2 " * 2**18)[:-1] + b"=") + raw(tarfile.REGTYPE, 0) + bytes(1024),
+        "a header in it is damaged",
+    ),
+    "record without a length": ("tar", lambda: raw(tarfile.XHDTYPE, 9, b"x path=a\n"), "should be"),
+    "size below 0": ("tar", lambda: raw(tarfile.REGTYPE, -512) + bytes(1024), "a size below 0"),
+    "header without an entry": ("tar", lambda: raw(tarfile.GNUTYPE_LONGNAME, 3, b"abc") + bytes(1024), "it breaks off"),
+    "sparse bomb": ("tar", lambda: sparse(2**40, b"0\n") + bytes(1024), "unpacks to more than"),
+    "sparse file that goes back": ("tar", lambda: sparse(9, b"2\n5\n1\n2\n1\n" + b"x" * 1024), "goes back"),
+    "sparse file of less": ("tar", lambda: sparse(0, b"1\n0\n5\n" + b"x" * 512), "goes back"),
+    "sparse file of more": ("tar", lambda: sparse(9999, b"1\n0\n9999\n") + bytes(9999), "larger than the entry"),
+    "sparse file's endless map": ("tar", lambda: sparse(9, b"9" * MIB), "map of a sparse file is damaged"),
+    "sparse file's map beyond it": ("tar", lambda: sparse(0, b"300\n" + b"0\n0\n" * 300, 0), "larger than the entry"),
+    "sparse file, truncated": ("tar", lambda: old_sparse(1), "it breaks off"),
     "long header": ("tar", endless_headers, "more than 1 MiB of headers"),
     "nested headers": ("tar", nested_headers, "is no valid tar"),
     "long name": ("tar", lambda: tar([member("x" * 300, b"x")]), "File name too long"),
@@ -199,6 +270,8 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "zip with a wrong checksum": ("zip", lambda: damaged(zipped([("a", b"x" * 99, 0)], zipfile.ZIP_STORED), 40), "CRC"),
     "bz2 bomb in a zip": ("zip", lambda: zipped([("a", bytes(9 * MIB), 0)], zipfile.ZIP_BZIP2), "another method"),
     "lzma in a zip": ("zip", lambda: zipped([("a", b"x", 0)], zipfile.ZIP_LZMA), "another method than deflate"),
+    "zip without a name": ("zip", lambda: zipped([("", b"x", 0)]), "in the place of the directory itself"),
+    "zip of another size": ("zip", lambda: resized(zipped([("a", b"x" * 99, 0)]), 98), "CRC"),
     "truncated zip": ("zip", lambda: zipped([("a", b"x", 0)])[:-5], "is no valid zip"),
     "encrypted zip": ("zip", lambda: damaged_flag(zipped([("a", b"x", 0)])), "is encrypted"),
     "empty": ("tar", lambda: b"", "is no valid tar"),
@@ -207,6 +280,45 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "gz as xz": ("tar.xz", lambda: gzip.compress(tar(HONEST)), "is no valid tar.xz"),
     "text as gz": ("tar.gz", lambda: b"hello, world\n", "is no valid tar.gz"),
 }
+
+
+def silent_zip() -> bytes:
+    """An entry of many blocks, each of them empty."""
+    found = bytearray(zipped([("a", b"\0\0\0\xff\xff" * (17 * MIB // 5), 0)], zipfile.ZIP_STORED))
+    for mark, offset in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        found[found.rindex(mark) + offset] = zipfile.ZIP_DEFLATED
+    return bytes(found)
+
+
+def silent(head: bytes, again: bytes) -> Callable[[], bytes]:
+    return lambda: head + again * (17 * MIB // len(again))
+
+
+EMPTY = {name: compress(b"") for name, compress in COMPRESS.items()}
+SKIPPED = b"\x50\x2a\x4d\x18" + (100_000).to_bytes(4, "little") + b"x" * 100_000
+
+# More than 16 MiB that unpack to nothing: the format's name, and the bytes.
+SILENT: dict[str, tuple[str, Callable[[], bytes]]] = {
+    **{f"{name}, frames": (name, silent(b"", EMPTY[name])) for name in COMPRESS},
+    "gz, a name without end": ("gz", silent(b"\x1f\x8b\x08\x08\0\0\0\0\0\0", b"name")),
+    "gz, padding": ("gz", silent(EMPTY["gz"], b"\0")),
+    "gz, blocks": ("gz", silent(b"\x1f\x8b\x08\0\0\0\0\0\0\0", b"\0\0\0\xff\xff")),
+    "bz2, padding": ("bz2", silent(EMPTY["bz2"], b"\0")),
+    "xz, padding": ("xz", silent(EMPTY["xz"], b"\0")),
+    "zst, what is skipped": ("zst", silent(b"", SKIPPED)),
+    "zst, blocks": ("zst", silent(b"\x28\xb5\x2f\xfd\0\x58", b"\0\0\0")),
+    "lz4, what is skipped": ("lz4", silent(b"", SKIPPED)),
+    "zip, blocks": ("zip", silent_zip),
+}
+
+
+def resized(data: bytes, size: int) -> bytes:
+    """Say of the only entry that it unpacks to `size`."""
+    found = bytearray(data)
+    for mark, offset in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+        at = found.index(mark) + offset
+        found[at : at + 4] = size.to_bytes(4, "little")
+    return bytes(found)
 
 
 def with_nul() -> Member:

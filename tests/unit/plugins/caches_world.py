@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pytest
 import trio
 
 from plugins.mounts.caches import Caches, Lease, open_caches
@@ -25,6 +27,19 @@ from worker.services import Services
 from worker.testing.runs import IDENTITY, open_services
 
 NAMES = ("npm", "checkouts", "a name / with ü")
+
+
+@contextmanager
+def mounted_disk(folder: Path) -> Generator[Path, None, None]:
+    """A disk that is really small: a tmpfs of 16 MiB, in `folder`."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=1000", "none", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 class ShiftedPorts(Ports):

@@ -49,11 +49,17 @@ class Trouble:
 
 @dataclass
 class Site:
-    """`troubles` are for the first requests, by path. With a `gate` bodies wait for it after their first half."""
+    """`troubles` are for the first requests, by path. With a `gate` bodies wait for it after their first half.
+
+    What is at a path in `then` takes its place after the first answer. One that does not heed `If-Range` sends the rest
+    of whatever there is.
+    """
 
     pages: dict[str, Page] = field(default_factory=dict)
     troubles: dict[str, list[Trouble]] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    then: dict[str, Page] = field(default_factory=dict)
+    heeds_if_range: bool = True
     sent: int = 0  # bytes of bodies
     gate: trio.Event | None = None
     halfway: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(0))
@@ -82,6 +88,8 @@ class Site:
         waiting = self.troubles.get(path, [])
         trouble = waiting.pop(0) if waiting else Trouble()
         page = self.pages.get(path)
+        if path in self.then:
+            self.pages[path] = self.then.pop(path)
         if trouble.status or page is None:
             await self._head(stream, trouble.status or 404, {"Content-Length": "0", **trouble.headers})
             return
@@ -96,7 +104,7 @@ class Site:
             await self._head(stream, 304, about)
             return
         status, body = 200, page.content
-        same = headers.get("if-range") in {page.etag, page.modified}
+        same = not self.heeds_if_range or headers.get("if-range") in {page.etag, page.modified}
         if page.ranges and same and (asked := headers.get("range")):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             status, body = 206, page.content[start:]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from s3_servers import BUCKET, Server, running
 from engines.base import SandboxFile
 from plugins.artifacts.bucketconfig import SMALLEST_PART, BucketConfig
 from plugins.artifacts.plugin import ArtifactsConfig
+from plugins.artifacts.s3 import base_url_of, make_client
 from worker.model import COMPLETED, Severity
 from worker.queue.errors import Conflict
 from worker.queue.models import ReferenceArtifactRequest
@@ -167,9 +170,26 @@ async def test_other_calls_are_repeated_too(tmp_path: Path, server: Server, faul
         assert stored(server, "public/big")[0] == BIG
 
 
-async def test_an_upload_whose_completion_was_not_heard_of_is_complete(tmp_path: Path, server: Server) -> None:
+NO_SUCH_UPLOAD = Fault(Break.STATUS, 1, 404, body=b"<Error><Code>NoSuchUpload</Code></Error>")
+COMPLETIONS = {
+    "lost": ([Fault(Break.RESET, 1)], []),
+    "lost, and then a look at it fails": ([Fault(Break.RESET, 1), NO_SUCH_UPLOAD], [Fault(Break.RESET)]),
+    "lost, and later than the look": (
+        [Fault(Break.RESET, 1), NO_SUCH_UPLOAD],
+        [Fault(Break.STATUS, 1, 404), Fault(Break.STATUS, 1, 503)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("completions", "looks"), COMPLETIONS.values(), ids=COMPLETIONS)
+async def test_an_upload_whose_completion_was_not_heard_of_is_complete(
+    tmp_path: Path, server: Server, completions: list[Fault], looks: list[Fault]
+) -> None:
     async with open_bucket_world(tmp_path, server) as (world, proxy):
-        proxy.break_next(a(b"POST", b"uploadId="), Fault(Break.RESET, 1))
+        for fault in completions:
+            proxy.break_next(a(b"POST", b"uploadId="), fault)
+        for fault in looks:
+            proxy.break_next(a(b"HEAD"), fault)
         world.write("big", BIG)
         assert await world.upload(file("big", name="public/big", contentEncoding="identity")) == COMPLETED
         assert stored(server, "public/big")[0] == BIG
@@ -268,6 +288,52 @@ async def test_cancellation_takes_back_what_was_begun_at_once(tmp_path: Path, se
         assert uploads_left(server) == 0
 
 
+SILENT = {"all": a(b"POST"), "parts and their end": lambda request: request.method != b"POST"}
+
+
+@pytest.mark.parametrize("kind", SILENT)
+async def test_a_silent_bucket_delays_a_cancellation_by_twice_its_stall_at_most(
+    tmp_path: Path, server: Server, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_bucket_world(tmp_path, server, stall=1) as (world, proxy):
+        world.write("big", BIG)
+        arrived = trio.Event()
+
+        def wanted(request: h11.Request) -> bool:
+            silent: bool = SILENT[kind](request)
+            if silent:
+                arrived.set()
+            return silent
+
+        proxy.break_next(wanted, Fault(Break.STALL), times=10**6)
+        with trio.fail_after(10) as limit:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(world.upload, file("big", name="public/big", contentEncoding="identity"))
+                await arrived.wait()
+                limit.deadline = trio.current_time() + 2 * 1 + 1
+                nursery.cancel_scope.cancel()
+            await trio.lowlevel.checkpoint()  # the nursery's own cancellation hides that of the limit
+        assert references(world) == {}
+        assert ("may be left in the bucket" in caplog.text) == (kind != "all")
+
+
+MISSING = {
+    "UploadId": (b"POST", b"<InitiateMultipartUploadResult/>", "s3.create_multipart_upload"),
+    "ETag": (b"PUT", b"", "s3.upload_part"),
+}
+
+
+@pytest.mark.parametrize("member", MISSING)
+async def test_a_service_whose_answers_lack_something_is_named(tmp_path: Path, server: Server, member: str) -> None:
+    verb, body, method = MISSING[member]
+    async with open_bucket_world(tmp_path, server) as (world, proxy):
+        proxy.break_next(a(verb), Fault(Break.STATUS, 1, 200, body=body))
+        world.write("big", BIG)
+        verdict = await world.upload(file("big", name="public/big", contentEncoding="identity"))
+        assert verdict.severity is Severity.RESOURCE_UNAVAILABLE
+        assert verdict.message.endswith(f"{method}: the service's answer has no {member}")
+
+
 async def test_a_queue_that_refuses_the_reference_fails_that_artifact(tmp_path: Path, server: Server) -> None:
     async with open_bucket_world(tmp_path, server) as (world, _):
         world.write("a")
@@ -293,21 +359,37 @@ async def test_what_is_stored_can_be_fetched_where_the_reference_says(tmp_path: 
 @pytest.mark.parametrize(
     ("more", "place"),
     [
+        ({}, "https://bkt.s3.amazonaws.com"),
         ({"region": "eu-west-1"}, "https://bkt.s3.eu-west-1.amazonaws.com"),
+        ({"region": "eu-west-1", "bucket": "b.k.t"}, "https://s3.eu-west-1.amazonaws.com/b.k.t"),
+        ({"region": "cn-north-1"}, "https://bkt.s3.cn-north-1.amazonaws.com.cn"),
         ({"region": "eu-west-1", "pathStyle": True}, "https://s3.eu-west-1.amazonaws.com/bkt"),
         ({"endpoint": "http://minio:9000/"}, "http://minio:9000/bkt"),
         ({"endpoint": "https://s3.example.com", "pathStyle": False}, "https://bkt.s3.example.com"),
-        ({"publicUrl": "https://cdn.example.com/b/"}, "https://cdn.example.com/b"),
     ],
 )
-def test_where_objects_are_found(more: dict[str, Any], place: str) -> None:
-    assert BucketConfig.model_validate({"bucket": "bkt", **more}).base_url == place
+def test_objects_are_found_where_boto3_puts_them(more: dict[str, Any], place: str) -> None:
+    config = BucketConfig.model_validate({"bucket": "bkt", **more})
+    with closing(make_client(config)) as client:
+        assert base_url_of(client, config.bucket) == place
+
+
+def test_objects_are_found_at_the_endpoint_of_the_environment() -> None:
+    script = "\n".join(
+        (
+            "from plugins.artifacts.bucketconfig import BucketConfig",
+            "from plugins.artifacts.s3 import base_url_of, make_client",
+            "print(base_url_of(make_client(BucketConfig(bucket='bkt', path_style=True)), 'bkt'))",
+        )
+    )
+    env = {"PATH": os.environ["PATH"], "AWS_ENDPOINT_URL_S3": "http://minio:9000"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "http://minio:9000/bkt\n"
 
 
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ({}, "region is needed"),
         ({"region": "r", "accessKeyId": "k"}, "given together"),
         ({"region": "r", "sessionToken": "t"}, "sessionToken"),
         ({"region": "r", "kmsKeyId": "k"}, "kmsKeyId"),

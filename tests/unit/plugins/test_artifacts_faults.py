@@ -20,6 +20,7 @@ from worker.model import COMPLETED, Severity, Verdict
 from worker.ports import Ports
 from worker.queue.errors import Conflict, Forbidden, Unavailable
 from worker.queue.models import ErrorArtifactRequest
+from worker.spool import SMALL
 from worker.testing.results import FolderResult
 from worker.testing.runs import RecordingQueue
 
@@ -263,7 +264,7 @@ async def test_no_room_for_compressing_is_a_resource_that_is_missing(tmp_path: P
 
     async with open_world(tmp_path) as world:
         world.ports = FullDisk()
-        world.write("a")
+        world.write("a", b"a" * 2 * SMALL)
         world.write("b.zip")
         verdict = await world.upload(file("a"), file("b.zip"))
         assert verdict.severity is Severity.RESOURCE_UNAVAILABLE
@@ -317,7 +318,7 @@ class SlowPorts(Ports):
         await trio.lowlevel.checkpoint()
         return function(*args)
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
         async def answer(request: httpx.Request) -> httpx.Response:
             await request.aread()
             await trio.sleep(25 if "slow" in request.url.path else 5)

@@ -26,6 +26,7 @@ from plugins.base import TaskHooks
 from plugins.livelog import LiveLog, LiveLogConfig
 from plugins.livelog.payload import DockerWorkerLiveLog, GenericWorkerLiveLog, LiveLogPayload
 from worker.errors import ResourceUnavailable
+from worker.logfile import CHUNK
 from worker.lognames import backing_name
 from worker.model import Resolution, RunKey, State
 from worker.outcome import leaves
@@ -141,12 +142,12 @@ async def world(
         async with (
             trio.open_nursery() as nursery,
             open_webhooks(ports, WebhooksConfig()) as webhooks,
-            open_services(folder, webhooks=webhooks) as services,
+            open_services(folder, webhooks=webhooks, upload_policy=QUICK) as services,
             open_run(folder, payload or GenericWorkerLiveLog(), task=TASK, queue=queue) as run,
             httpx.AsyncClient(trust_env=False) as client,
         ):
             await nursery.start(serve, storage, listeners)
-            plugin = LiveLog(LiveLogConfig(delay=timedelta(seconds=delay)), services, upload_policy=QUICK)
+            plugin = LiveLog(LiveLogConfig(delay=timedelta(seconds=delay)), services)
             async with plugin.worker_scope(), plugin.task_scope(run) as hooks:
                 yield World(services, run, hooks, queue, storage, client)
             nursery.cancel_scope.cancel()
@@ -414,11 +415,12 @@ async def test_a_queue_that_refuses_is_resource_unavailable(tmp_path: Path, name
 
 async def test_a_log_whose_file_was_removed_is_uploaded_all_the_same(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
-        await here.log.write(b"text\n")
+        text = b"text\n" * CHUNK
+        await here.log.write(text)
         await here.log.close()
         here.log.path.unlink()
         await here.finish()
-        assert gzip.decompress(here.storage.stored[BACKING]) == b"text\n"
+        assert gzip.decompress(here.storage.stored[BACKING]) == text
 
 
 async def test_a_log_that_there_is_no_room_to_compress_is_stored_as_it_is(tmp_path: Path) -> None:

@@ -25,13 +25,12 @@ MEBIBYTE = 2**20  # the compressed bytes that stay in memory
 
 @asynccontextmanager
 async def world(folder: Path, ports: Ports | None = None) -> AsyncGenerator[tuple[LogFile, BackingLog], None]:
-    descriptor = os.open(folder / "log", os.O_RDWR | os.O_CREAT)
+    file = LogFile(ports or Ports(), folder / "log")
     try:
-        file = LogFile(ports or Ports(), folder / "log", descriptor)
         async with open_backing(ports or Ports(), file) as backing:
             yield file, backing
     finally:
-        os.close(descriptor)
+        await file.aclose()
 
 
 async def content(stored: Content, encoding: str | None = "gzip") -> bytes:

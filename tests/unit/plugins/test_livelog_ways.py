@@ -260,7 +260,7 @@ async def test_a_frame_under_way_may_end_but_holds_up_nobody(
     takes: float, seconds: float, told: list[int], autojump_clock: MockClock
 ) -> None:
     """A viewer who takes a frame in `takes` seconds from the cancellation on."""
-    file = LogFile(Ports(), Path("unused"), -1)
+    file = LogFile(Ports(), Path("unused"))
     file.append(b"some")
     opening: list[Message] = [{"type": "websocket.connect"}]
     codes: list[int] = []

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import errno
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -15,11 +17,14 @@ from engines.base import Ended, Lending, Volume
 from plugins.mounts import Mounts
 from plugins.mounts.payload import GenericWorkerPayload
 from plugins.mounts.plugin import MountsConfig
-from worker.errors import MalformedPayload, TaskFault
+from worker.errors import MalformedPayload, ResourceUnavailable, TaskFault
+from worker.ports import Ports
 from worker.services import Services
 from worker.testing.plugin_suite import IdleBuilder
 from worker.testing.results import SUCCEEDED, FolderResult
 from worker.testing.runs import TASK_ID, log_text, open_run, open_services, task_definition
+
+T = TypeVar("T")
 
 CACHE = {"cacheName": "c", "directory": "cache"}
 
@@ -32,6 +37,7 @@ class World:
     folder: Path
     queue: ArtifactQueue = field(default_factory=ArtifactQueue)
     log: str = ""
+    replaces: bool = False  # whether tasks do what makes them lose their caches
 
     @asynccontextmanager
     async def mounted(
@@ -54,6 +60,9 @@ class World:
                 async with self.plugin.task_scope(run) as hooks:
                     await hooks.prepare(builder)
                     yield builder.volumes
+                    for volume in builder.volumes:
+                        if volume.lending is Lending.LENT and (ended is not None and not self.replaces):
+                            (folder / volume.path).mkdir(parents=True)
                     await hooks.stopped(FolderResult(folder, ended=ended))
             finally:
                 with trio.CancelScope(shield=True):
@@ -174,9 +183,7 @@ async def test_a_cache_whose_content_was_not_to_be_had_is_not_kept(tmp_path: Pat
     async with open_world(tmp_path) as world:
         world.site.pages["/t"] = Page(tar([member("a", b"x"), member("../evil", b"x")]))
         mount = {**CACHE, "content": {"url": world.site.url("/t")}, "format": "tar"}
-        with pytest.RaisesGroup(
-            pytest.RaisesExc(TaskFault, match=r"was not extracted to cache: '\.\./evil' leads out")
-        ):
+        with pytest.raises(TaskFault, match=r"was not extracted to cache: '\.\./evil' leads out"):
             async with world.mounted([mount]):
                 raise AssertionError
         assert await use(world) == []
@@ -194,7 +201,7 @@ async def test_what_cannot_be_mounted_is_the_tasks_fault(tmp_path: Path, mount: 
     async with open_world(tmp_path) as world:
         content = mount["content"]
         content = {"url": world.site.url(content["url"])} if "url" in content else content
-        with pytest.RaisesGroup(TaskFault):
+        with pytest.raises(TaskFault):
             async with world.mounted([{**mount, "content": content}]):
                 raise AssertionError
 
@@ -219,6 +226,60 @@ async def test_a_cancelled_prepare_leaves_nothing(tmp_path: Path) -> None:
                 scope.cancel()
         assert await use(world) == []
         assert await world.plugin.downloads.unused() == []
+
+
+async def test_the_first_mount_that_fails_is_the_reason(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.site.pages["/slow"] = Page(b"x" * 1000)
+        world.site.gate = trio.Event()
+        mounts = [
+            {"file": "slow", "content": {"url": world.site.url("/slow")}},
+            {"file": "lost", "content": {"url": world.site.url("/nothing")}},
+        ]
+        with pytest.raises(TaskFault, match="/nothing is not to be had: the server answers with status 404"):
+            async with world.mounted(mounts):
+                raise AssertionError
+
+
+async def test_a_cache_that_the_task_has_replaced_is_told_in_its_log(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        await use(world)
+        world.replaces = True
+        assert await use(world) == ["file0"]
+        assert "The cache c is not kept: there is nothing at cache. A task may empty the folder" in world.log
+        assert await use(world) == []
+
+
+class FullPorts(Ports):
+    """No more files can be made once the worker has begun."""
+
+    is_full = False
+
+    async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+        if self.is_full and getattr(function, "__name__", "") in {"mkdir", "write_bytes", "make"}:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return await super().run_sync(function, *args)
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        {"file": "a", "content": {"raw": "x"}},
+        {"file": "a", "content": {"raw": "x"}, "format": "gz"},
+        {"directory": "a", "content": {"raw": "x"}, "format": "zip"},
+        {"directory": "a", "cacheName": "a"},
+    ],
+)
+async def test_a_full_disk_is_no_fault_of_the_tasks(tmp_path: Path, mount: dict[str, Any]) -> None:
+    ports, payload = FullPorts(), GenericWorkerPayload.model_validate({"mounts": [mount]})
+    async with open_services(tmp_path, ports=ports) as services:
+        plugin = Mounts(MountsConfig(), services)
+        async with plugin.worker_scope(), open_run(tmp_path, payload) as run:
+            task = task_definition(scopes=["generic-worker:cache:*"])
+            async with plugin.task_scope(replace(run, task=task)) as hooks:
+                ports.is_full = True
+                with pytest.raises(ResourceUnavailable, match="the worker's disk is full: No space left"):
+                    await hooks.prepare(IdleBuilder())
 
 
 @pytest.mark.parametrize("scopes", [[], ["generic-worker:cache:d"]])

@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import stat
+import subprocess
+import tarfile
+import tracemalloc
 import zipfile
+from itertools import islice
 from pathlib import Path
 
 import lz4.frame
@@ -15,13 +20,17 @@ from archives import (
     HOSTILE,
     LIMITS,
     MIB,
+    SILENT,
     SLNK,
     damaged,
     folder,
+    global_headers,
     hard,
     link,
     many,
     member,
+    raw,
+    records,
     snapshot,
     tar,
     zipped,
@@ -31,6 +40,8 @@ from hypothesis import strategies as st
 
 from plugins.mounts.extraction import Limits, Unpacking, decompression, extraction, perform
 from plugins.mounts.formats import ARCHIVES
+from plugins.mounts.kept import Settled, settling
+from plugins.mounts.transfer import Part
 from plugins.mounts.tree import Refused, link_problem
 from worker.ports import Ports
 
@@ -159,6 +170,125 @@ async def test_a_cancelled_extraction_stops_between_two_chunks(tmp_path: Path) -
     assert scope.cancelled_caught
     assert unpacking.entries == 100
     assert descriptors() == before
+
+
+def position(path: Path) -> int:
+    """How far this process has read in a file, which it has opened once."""
+    for number in Path("/proc/self/fd").iterdir():
+        if os.path.realpath(number) == str(path):
+            return int(Path(f"/proc/self/fdinfo/{number.name}").read_text().split()[1])
+    raise AssertionError(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fdinfo").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", ["file", "tar", "encoded"])
+@pytest.mark.parametrize("case", SILENT)
+def test_what_unpacks_to_nothing_is_given_up_and_can_be_cancelled(tmp_path: Path, case: str, kind: str) -> None:
+    name, make = SILENT[case]
+    archive, target = tmp_path / "archive", tmp_path / "target"
+    unpacking = Unpacking(LIMITS, 1)
+    if kind == "tar" or name == "zip":
+        # Nothing comes while the header of the second entry is read.
+        archive.write_bytes((b"" if name == "zip" else COMPRESS[name](tar([member("a", b"x")])[:1024])) + make())
+        target.mkdir()
+        steps = extraction(archive, name if name == "zip" else f"tar.{name}", target, unpacking)
+    else:
+        archive.write_bytes(make())
+        part = Part(archive, encoding=name)
+        steps = (
+            decompression(archive, name, target, unpacking)
+            if kind == "file"
+            else settling(part, unpacking, Settled(archive))
+        )
+    before, was, count = descriptors(), 0, 0
+    refused = ""
+    try:
+        for _ in islice(steps, 100):
+            count += 1
+            now = position(archive)
+            assert now - was <= 5 * MIB, "no cancellation is heeded in between"
+            was = now
+    except Refused as error:
+        refused = str(error)
+    if case.endswith("frames"):
+        assert count == 100, "there are many of them, and they are small"
+    else:
+        assert "more than 16 MiB of it unpack to nothing" in refused
+    steps.close()  # type: ignore[attr-defined]  # a generator
+    assert descriptors() == before
+
+
+async def test_frames_of_nothing_and_padding_between_others_are_passed_over(tmp_path: Path) -> None:
+    for name, compress in COMPRESS.items():
+        packed = compress(b"") * 1000 + compress(b"one ") + bytes(100_000) + compress(b"two") + bytes(3)
+        source, target = tmp_path / "packed", tmp_path / "file"
+        source.write_bytes(packed)
+        await perform(PORTS, decompression(source, name, target, Unpacking(LIMITS, len(packed))))
+        assert target.read_bytes() == b"one two"
+        target.unlink()
+
+
+async def test_headers_for_all_entries_are_not_kept(tmp_path: Path) -> None:
+    content = global_headers(32) + bytes(1024)
+    tracemalloc.start()
+    try:
+        await extract(tmp_path, content, "tar")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * MIB
+
+
+async def test_what_extended_headers_say_is_heeded(tmp_path: Path) -> None:
+    said = [("path", "ä/näme".encode()), ("size", b"3"), ("mtime", b"1700000000.5"), ("comment", b"1" * 900_000)]
+    content = (
+        records(tarfile.XGLTYPE, ("mtime", b"5"), ("linkpath", b"for all"))
+        + records(tarfile.XHDTYPE, *said)
+        + raw(tarfile.REGTYPE, 0, b"abc")
+        + raw(tarfile.SYMTYPE, 0, name="link")
+        + bytes(1024)
+    )
+    target = await extract(tmp_path, content, "tar")
+    assert (target / "ä" / "näme").read_text() == "abc"
+    assert (target / "ä" / "näme").stat().st_mtime == 1_700_000_000.5
+    assert str((target / "link").readlink()) == "for all"
+
+
+def has_gnu_tar() -> bool:
+    return shutil.which("tar") is not None and b"GNU tar" in subprocess.check_output(["tar", "--version"])
+
+
+@pytest.mark.skipif(not has_gnu_tar(), reason="needs GNU tar")
+@pytest.mark.parametrize("written", ["v7", "oldgnu", "gnu", "ustar", "posix"])
+async def test_what_gnu_tar_writes_is_extracted(tmp_path: Path, written: str) -> None:
+    given = tmp_path / "given"
+    folders = given / "d" if written == "v7" else given / ("d" * 80) / ("e" * 80)
+    folders.mkdir(parents=True)
+    (folders / "file").write_text("hello")
+    (folders / "link").symlink_to("file")
+    (given / "one").write_text("one")
+    (given / "two").hardlink_to(given / "one")
+    if written not in {"v7", "ustar"}:
+        (folders / ("ü" * 120)).symlink_to("t" * 200)
+        for pieces in (0, 1, 3, 200):
+            with (given / f"sparse{pieces}").open("wb") as file:
+                for piece in range(pieces):
+                    file.seek(piece * 32 * 1024)
+                    file.write(b"%d" % piece * 100)
+                file.truncate(pieces * 32 * 1024 + 100_000)
+    archive = tmp_path / "given.tar"
+    options = [f"--format={written}", *(["--sparse"] if written not in {"v7", "ustar"} else [])]
+    await trio.run_process(["tar", *options, "-cf", archive, "-C", given, "."])
+    target = await extract(tmp_path / "x", archive.read_bytes(), "tar")
+    assert snapshot(target) == snapshot(given)
+    for path in target.glob("sparse*"):
+        assert path.stat().st_blocks <= (given / path.name).stat().st_blocks + 8
+
+
+async def test_sparse_files_of_older_versions_are_refused(tmp_path: Path) -> None:
+    content = records(tarfile.XHDTYPE, ("GNU.sparse.map", b"0,1")) + raw(tarfile.REGTYPE, 1, b"x") + bytes(1024)
+    with pytest.raises(Refused, match=r"^it has a sparse file in GNU's format before version 1\.0"):
+        await extract(tmp_path, content, "tar")
 
 
 @pytest.mark.parametrize("name", sorted(COMPRESS))

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -24,7 +25,7 @@ from caches_world import NAMES, ShiftedPorts, ask_to_purge, open_purging, use
 from plugins.mounts import cachefiles, purge
 from plugins.mounts.caches import Caches, open_caches
 from plugins.mounts.purge import Requests
-from worker.errors import FatalWorkerFault, WorkerFault
+from worker.errors import FatalWorkerFault, ResourceUnavailable
 from worker.folders import size_of
 from worker.ports import Ports
 from worker.queue.credentials import Credentials
@@ -262,7 +263,7 @@ async def test_what_is_not_as_it_should_be_is_thrown_away(tmp_path: Path, how: s
     async with opened(tmp_path) as (caches, services):
         assert await leave(caches, "a", "two") == ""
         await services.trash.wait_empty()
-        assert len(list(cache.parent.iterdir())) == 1
+        assert {path.name for path in cache.parent.iterdir()} == {"0", "boot"}
 
 
 async def test_after_a_loss_of_power_nothing_is_trusted(tmp_path: Path) -> None:
@@ -278,8 +279,37 @@ async def test_after_a_loss_of_power_nothing_is_trusted(tmp_path: Path) -> None:
     async with opened(tmp_path) as (caches, _):
         assert [item.name for item in await caches.unused()] == ["cache a"]  # it had ended in order before
     (folder / "clean").unlink()
+    (folder / "boot").write_text("another start of the machine")
     async with opened(tmp_path) as (caches, _):
         assert await caches.unused() == []
+
+
+async def test_what_was_whole_at_the_start_is_trusted_when_the_worker_alone_was_killed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (caches, services):
+        await leave(caches, "a", "one")
+        meta = services.work_dir / "caches" / "0" / "meta.json"
+    # The machine was started anew after an orderly end.
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"boot": "another start of the machine"}))
+    for _ in range(3):
+        async with opened(tmp_path) as (caches, services):
+            assert [item.name for item in await caches.unused()] == ["cache a"]
+            services.hurry.set()  # as if it were killed: nothing is marked
+    # And again, without an end.
+    (meta.parent.parent / "boot").write_text("another start of the machine")
+    async with opened(tmp_path) as (caches, _):
+        assert await caches.unused() == []
+
+
+@pytest.mark.parametrize("name", ["leased", "mounts", "tasks"])
+async def test_folders_that_nothing_can_be_renamed_between_are_told_at_the_start(tmp_path: Path, name: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        if os.stat(elsewhere).st_dev == os.stat(tmp_path).st_dev:  # noqa: PTH116
+            pytest.skip("/dev/shm is where everything else is")
+        async with open_services(tmp_path) as services:
+            (services.work_dir / name).symlink_to(elsewhere)
+            with pytest.raises(FatalWorkerFault, match=f"/caches and .*/{name} must be on one filesystem"):
+                async with open_caches(services):
+                    pass
 
 
 async def test_a_cache_in_doubt_is_not_handed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -316,7 +346,7 @@ async def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path: Path, caplo
         assert await leave(caches, "a", "two") == ""
         assert "cache a is lost: No space left on device" in caplog.text
         ports.functions = (cachefiles.make, cachefiles.end)
-        with pytest.raises(WorkerFault, match="cannot be made in workDir: No space left"):
+        with pytest.raises(ResourceUnavailable, match=r"the cache a cannot be made in workDir: .* is full"):
             await leave(caches, "a", "two")
     assert "caches are lost if the machine goes down now" in caplog.text
 

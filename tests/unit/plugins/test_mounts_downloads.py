@@ -12,9 +12,10 @@ from typing import TypeVar
 import pytest
 import trio
 import zstandard
+from caches_world import mounted_disk
 from mounts_world import MIB, SETTINGS, ArtifactQueue, Page, Site, Trouble, gzipped, open_site, sha
 
-from plugins.mounts.downloads import Downloads, DownloadSettings, open_downloads
+from plugins.mounts.downloads import Downloads, DownloadSettings, _Flight, open_downloads
 from plugins.mounts.payload import Content
 from plugins.mounts.sources import Source, find_source
 from worker.errors import ResourceUnavailable, TaskFault
@@ -97,7 +98,7 @@ async def test_content_without_a_hash_is_asked_about_each_time(tmp_path: Path) -
         world.site.pages["/tag"] = Page(b"22", etag='"2"')
         assert await world.url("/tag") == b"22"
         assert "has not changed since it was downloaded" in await log_text(world.run)
-        assert len(world.files()) == 4, "what was replaced is gone"
+    assert len(world.files()) == 4, "what was replaced is gone"
 
 
 @pytest.mark.parametrize("page", [Page(b"1"), Page(b"1", etag='W/"1"'), Page(b"1", modified="nonsense")])
@@ -379,7 +380,6 @@ async def test_what_is_kept_is_bounded_and_what_is_in_use_stays(tmp_path: Path) 
         [item, other] = await world.downloads.unused()
         assert await world.downloads.remove(item)
         assert not await world.downloads.remove(item)
-        assert item.size == MIB
         async with world.downloads.held(await world.source("/x", other.key.removeprefix("sha256:")), world.run.log):
             assert not await world.downloads.remove(other)
 
@@ -435,16 +435,20 @@ async def test_long_downloads_tell_how_far_they_have_come(tmp_path: Path) -> Non
 
 
 class FullPorts(Ports):
-    """A disk that is full for so many writes."""
+    """A disk that is full for so many calls of a function, after the first ones."""
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, function: str = "_append", after: int = 0) -> None:
         super().__init__()
         self.times = times
+        self.function = function
+        self.after = after
 
     async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
-        if getattr(function, "__name__", "") == "_append" and self.times:
-            self.times -= 1
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if getattr(function, "__name__", "") == self.function:
+            self.after -= 1
+            if self.after < 0 and self.times:
+                self.times -= 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return await super().run_sync(function, *args)
 
 
@@ -456,5 +460,186 @@ async def test_a_full_disk_is_told_and_tried_again(tmp_path: Path, times: int) -
             # The rest of what had arrived is written again when the attempt ends.
             assert await world.url("/a") == b"a"
         else:
-            with pytest.raises(ResourceUnavailable, match="there is no room for it: No space left"):
+            with pytest.raises(ResourceUnavailable, match="the worker's disk is full: No space left"):
                 await world.url("/a")
+
+
+async def test_a_part_that_cannot_be_remembered_hides_nothing_and_is_gone(tmp_path: Path) -> None:
+    async with open_world(tmp_path, ports=FullPorts(1, "save_part", after=1)) as world:
+        world.site.pages["/a"] = Page(BIG, etag='"1"')
+        world.site.troubles["/a"] = [Trouble(breaks_at=MIB), Trouble(status=404)]
+        with pytest.raises(TaskFault, match="the server answers with status 404"):
+            await world.url("/a", sha(BIG))
+        assert world.files() == []
+        assert await world.downloads.unused() == []
+
+
+async def test_what_was_downloaded_and_could_not_be_kept_is_not_downloaded_again(tmp_path: Path) -> None:
+    async with open_world(tmp_path, ports=FullPorts(2, "publish")) as world:
+        world.site.pages["/a"] = Page(gzipped(BIG), encoding="gzip")
+        assert await world.url("/a") == BIG
+        assert len(world.site.requests) == 1
+
+
+@pytest.mark.parametrize("room", [MIB, len(BIG), len(BIG) + 4096])
+@pytest.mark.parametrize("hashed", [True, False])
+async def test_what_does_not_fit_leaves_nothing_on_a_disk_that_is_full(tmp_path: Path, room: int, hashed: bool) -> None:
+    with mounted_disk(tmp_path / "disk") as disk:
+        async with open_world(disk) as world:
+            world.site.pages["/a"] = Page(BIG, etag='"1"')
+            free = os.statvfs(disk).f_bavail * 4096
+            (disk / "filler").write_bytes(bytes(free - room))
+            fits = room > len(BIG) and not hashed  # else there is something about the part beside it
+            known = sha(BIG) if hashed else None
+            if fits:
+                assert await world.url("/a") == BIG
+            else:
+                with pytest.raises(ResourceUnavailable, match="the worker's disk is full: No space left"):
+                    await world.url("/a", known)
+                kept = {name.partition(".")[2] for name in world.files()}
+                assert kept <= ({"part", "part.json"} if hashed else set())
+            (disk / "filler").unlink()
+            assert await world.url("/a", known) == BIG
+
+
+async def test_parts_count_as_what_is_kept(tmp_path: Path) -> None:
+    async with open_world(tmp_path, settings=replace(SETTINGS, kept=3 * MIB // 2)) as world:
+        for path in ("/a", "/b"):
+            content = path.encode() * MIB
+            world.site.pages[path] = Page(content, etag='"1"')
+            world.site.troubles[path] = [Trouble(breaks_at=MIB), *(Trouble(status=500) for _ in range(3))]
+            with pytest.raises(ResourceUnavailable):
+                await world.url(path, sha(content))
+        assert len(await world.downloads.unused()) == 1
+        [item] = await world.downloads.unused()
+    assert world.files() == [item.key, f"{item.key}.json"]
+    async with open_world(tmp_path) as world:
+        assert [item.key for item in await world.downloads.unused()] == [item.key]
+        assert await world.downloads.remove(item)
+        assert world.files() == []
+
+
+async def test_a_part_is_known_whatever_becomes_of_who_wants_to_go_on_with_it(tmp_path: Path) -> None:
+    async with open_world(tmp_path, settings=replace(SETTINGS, parallelism=1)) as world:
+        world.site.pages |= {"/a": Page(BIG, etag='"1"'), "/b": Page(b"b" * MIB)}
+        world.site.troubles["/a"] = [Trouble(breaks_at=MIB), *(Trouble(status=500) for _ in range(3))]
+        with pytest.raises(ResourceUnavailable):
+            await world.url("/a", sha(BIG))
+        [part] = await world.downloads.unused()
+        world.site.gate = trio.Event()
+        source = await world.source("/a", sha(BIG))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.url, "/b")
+            await world.site.halfway.acquire()
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as waiting:
+                    waiting.start_soon(world.get, source)
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert await world.downloads.unused() == [], "it waits for its place"
+                    assert not await world.downloads.remove(part)
+                    scope.cancel()
+            world.site.gate.set()
+        assert part in await world.downloads.unused()
+        assert await world.get(source) == BIG
+        assert world.site.requests[-1][1]["range"] == f"bytes={MIB}-"
+        assert part not in await world.downloads.unused()
+
+
+async def test_a_download_that_waits_for_its_place_says_so(tmp_path: Path) -> None:
+    async with open_world(tmp_path, settings=replace(SETTINGS, parallelism=1)) as world:
+        world.site.pages |= {"/a": Page(BIG), "/b": Page(b"b")}
+        world.site.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.url, "/a")
+            await world.site.halfway.acquire()
+            nursery.start_soon(world.url, "/b")
+            await trio.testing.wait_all_tasks_blocked()
+            log = await log_text(world.run)
+            world.site.gate.set()
+        assert f"{world.site.url('/b')} waits for a place: this worker downloads 1 at once" in log
+        assert f"Downloading {world.site.url('/b')}" not in log
+        assert f"Downloading {world.site.url('/b')}" in await log_text(world.run)
+
+
+async def test_who_is_cancelled_when_a_download_ends_leaves_nothing_that_is_doomed(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.site.pages["/a"] = Page(b"a", etag='"1"')
+        await world.url("/a")
+        [entry] = world.downloads._entries.values()
+        source = await world.source("/a")
+        flight = world.downloads._flights[source.key] = _Flight(source)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(world.get, source)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+                # Before the waiter wakes the flight ends, and another one has replaced what it brought.
+                del world.downloads._flights[source.key], world.downloads._entries[source.address]
+                flight.entry, entry.pins, entry.doomed = entry, 1, True
+                flight.over.set()
+        assert scope.cancelled_caught
+    assert world.files() == []
+
+
+class CancellingPorts(Ports):
+    """Dooms and cancels who begins to use a download."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+        self.scope = trio.CancelScope()
+
+    async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+        if function is os.utime and self.world is not None:
+            [(address, entry)] = self.world.downloads._entries.items()
+            del self.world.downloads._entries[address]
+            entry.doomed = True
+            self.scope.cancel()
+        return await super().run_sync(function, *args)
+
+
+async def test_who_is_cancelled_while_it_begins_to_use_a_download_leaves_nothing_that_is_doomed(tmp_path: Path) -> None:
+    ports = CancellingPorts()
+    async with open_world(tmp_path, ports=ports) as world:
+        world.site.pages["/a"] = Page(b"a")
+        await world.url("/a", sha(b"a"))
+        ports.world = world
+        with ports.scope:
+            await world.url("/a", sha(b"a"))
+        assert ports.scope.cancelled_caught
+    assert world.files() == []
+
+
+# Servers that go on with other content than they have begun with
+
+
+OTHER = os.urandom(len(BIG))
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (Page(BIG, etag='"1"'), Page(OTHER, etag='"2"')),
+        (Page(BIG, modified=MODIFIED), Page(OTHER, modified="Sat, 31 Jan 2026 12:00:01 GMT")),
+        (Page(BIG, etag='"1"', modified=MODIFIED), Page(OTHER, modified="Sat, 31 Jan 2026 12:00:01 GMT")),
+        (Page(BIG, etag='"1"'), Page(OTHER + b"x", etag='"1"')),
+        (Page(BIG, etag='"1"'), Page(OTHER[:-1], etag='"1"')),
+        (Page(gzipped(BIG), etag='"1"', encoding="gzip"), Page(gzipped(OTHER[:-9]), etag='"1"', encoding="gzip")),
+        (
+            Page(gzipped(BIG), etag='"1"', encoding="gzip"),
+            Page(bytes(len(gzipped(BIG))), etag='"1"', encoding="identity"),
+        ),
+    ],
+)
+async def test_the_rest_of_other_content_is_noticed_and_all_of_it_begun_anew(
+    tmp_path: Path, first: Page, then: Page
+) -> None:
+    async with open_world(tmp_path) as world:
+        world.site.heeds_if_range = False
+        world.site.pages["/a"] = first
+        world.site.troubles["/a"] = [Trouble(breaks_at=MIB)]
+        world.site.then["/a"] = then
+        assert await world.url("/a") == (OTHER[:-9] if then.encoding == "gzip" else then.content)
+        assert "the server goes on with other content than it has begun to send" in await log_text(world.run)
+        asked = [headers.get("range") for _, headers in world.site.requests]
+        assert asked == [None, f"bytes={MIB}-", None]

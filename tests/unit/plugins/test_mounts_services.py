@@ -37,7 +37,7 @@ class ServicePorts(Ports):
         self.answers = answers
         self.requests: list[httpx.Request] = []
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
         return httpx.MockTransport(self._answer)
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:

@@ -35,7 +35,7 @@ class ScriptedPorts(Ports):
     def now(self) -> datetime:
         return self.moment
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
         return httpx.MockTransport(self.handler)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -19,12 +19,12 @@ from worker.model import RunKey
 from worker.ports import Ports
 from worker.queue.credentials import Credentials
 from worker.queue.deployment import Deployment
-from worker.queue.errors import ApiError, Conflict, Forbidden, Unavailable
+from worker.queue.errors import ApiError, Conflict, Forbidden, QueueError, Unavailable
 from worker.queue.models import ArtifactResponse
 from worker.queue.objects import MAX_INLINE
 from worker.queue.retry import RetryPolicy
 from worker.queue.services import Queue
-from worker.queue.transfer import Content
+from worker.queue.transfer import Content, NewArtifact
 from worker.queue.upload import DeploymentStorage
 from worker.spool import Chunks
 from worker.testing.world import TASK_QUEUE, World, open_world
@@ -45,8 +45,8 @@ class FaultyPorts(Ports):
         self.after: Fault = lambda request: None
         self.calls: list[str] = []
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
-        return _Faulty(self, super().transport(limits))
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
+        return _Faulty(self, super().transport(idle_limit))
 
 
 class _Faulty(httpx.AsyncBaseTransport):
@@ -89,24 +89,19 @@ class Uploads:
     queue: Queue
     deployment: Deployment
     key: RunKey
-    storage: DeploymentStorage = field(default_factory=lambda: DeploymentStorage("object"))
+    storage: DeploymentStorage
 
     async def upload(self, data: bytes, *, announced: int | None = None, encoded: bytes | None = None) -> Any:
         content, plain = content_of(encoded or data), content_of(data, announced)
         if encoded is not None:
             content = Content(content.length, content.open, "gzip")
+        expires = self.ports.now().replace(microsecond=0) + timedelta(minutes=30)
         return await self.storage.upload(
-            self.queue,
-            self.deployment.http,
-            self.ports,
-            self.key,
-            NAME,
-            content_type="text/x-test",
-            expires=self.ports.now().replace(microsecond=0) + timedelta(minutes=30),
-            content=content,
-            plain=plain,
-            policy=QUICK,
+            NewArtifact(self.queue, self.key, NAME, "text/x-test", expires, content, plain)
         )
+
+    def choose(self, choice: Literal["auto", "s3", "object"]) -> None:
+        self.storage = DeploymentStorage(self.deployment.http, self.ports, choice, QUICK)
 
     async def fetch(self) -> httpx.Response:
         place = await self.world.queue.get_artifact(self.key, NAME)
@@ -132,15 +127,16 @@ def content_of(data: bytes, announced: int | None = None) -> Content:
 
 
 @asynccontextmanager
-async def open_uploads(folder: Path) -> AsyncGenerator[Uploads, None]:
+async def open_uploads(folder: Path, *, objects_once: bool = False) -> AsyncGenerator[Uploads, None]:
     ports = FaultyPorts()
-    async with open_world(folder) as world:
+    async with open_world(folder, objects_once=objects_once) as world:
         task_id = await world.create({})
         (claim,) = (await world.queue.claim_work(TASK_QUEUE, "local", "w1", 1)).tasks
         async with open_http(ports) as http:
             deployment = Deployment(world.embedded.root_url, http, ports, QUICK)
             credentials = Credentials.from_wire(claim.credentials)
-            yield Uploads(world, ports, Queue(deployment, lambda: credentials), deployment, RunKey(task_id, 0))
+            queue, storage = Queue(deployment, lambda: credentials), DeploymentStorage(http, ports, "object", QUICK)
+            yield Uploads(world, ports, queue, deployment, RunKey(task_id, 0), storage)
 
 
 def once(kind: str, answer: Callable[[], httpx.Response], times: int = 1) -> Fault:
@@ -249,6 +245,23 @@ async def test_a_refusal_is_final(tmp_path: Path, step: str, code: int, error: t
         assert await uploads.listed() == []
 
 
+@pytest.mark.parametrize("step", ["createUpload", "finishUpload", "finishArtifact"])
+async def test_a_conflict_about_what_is_ours_is_no_conflict_of_the_task(tmp_path: Path, step: str) -> None:
+    async with open_uploads(tmp_path) as uploads:
+        uploads.ports.before = once(step, status(409), times=100)
+        with pytest.raises(QueueError, match="409 Oops") as caught:
+            await uploads.upload(b"x" * 100_000)
+        assert not isinstance(caught.value, Conflict)
+
+
+async def test_a_creation_that_cannot_be_repeated_is_no_conflict_of_the_task(tmp_path: Path) -> None:
+    async with open_uploads(tmp_path, objects_once=True) as uploads:
+        uploads.ports.after = once("create", lost)
+        with pytest.raises(QueueError, match="409 RequestConflict in attempt 2") as caught:
+            await uploads.upload(b"x")
+        assert not isinstance(caught.value, Conflict)
+
+
 @pytest.mark.parametrize("size", [100, 100_000])
 @pytest.mark.parametrize("more", [-1, 1])
 async def test_content_of_another_length_than_announced_is_not_stored(tmp_path: Path, size: int, more: int) -> None:
@@ -270,7 +283,7 @@ def schema_refuses(*kinds: str) -> Fault:
 
 async def test_a_deployment_without_s3_is_found_out_once(tmp_path: Path) -> None:
     async with open_uploads(tmp_path) as uploads:
-        uploads.storage = DeploymentStorage()
+        uploads.choose("auto")
         uploads.ports.before = schema_refuses("s3")
         assert uploads.storage.encodes
         await uploads.upload(b"plain", encoded=b"squeezed")
@@ -278,14 +291,14 @@ async def test_a_deployment_without_s3_is_found_out_once(tmp_path: Path) -> None
         assert not uploads.storage.encodes
         assert uploads.ports.calls == ["create", "create", "createUpload", "finishUpload", "finishArtifact"]
         uploads.ports.calls.clear()
-        with pytest.raises(Conflict):  # the object is final
+        with pytest.raises(QueueError, match=r"object\.createUpload: 409"):  # the object is final
             await uploads.upload(b"another")
         assert uploads.ports.calls == ["create", "createUpload"]
 
 
 async def test_a_deployment_with_s3_is_given_that(tmp_path: Path) -> None:
     async with open_uploads(tmp_path) as uploads:
-        uploads.storage = DeploymentStorage()
+        uploads.choose("auto")
         await uploads.upload(b"plain")
         assert uploads.ports.calls == ["create", "put"]
         (artifact,) = await uploads.listed()
@@ -299,7 +312,7 @@ async def test_a_deployment_with_s3_is_given_that(tmp_path: Path) -> None:
 
 async def test_a_request_that_both_refuse_says_what_is_wrong_and_teaches_nothing(tmp_path: Path) -> None:
     async with open_uploads(tmp_path) as uploads:
-        uploads.storage = DeploymentStorage()
+        uploads.choose("auto")
         uploads.ports.before = schema_refuses("s3", "object")
         with pytest.raises(ApiError, match="no s3"):
             await uploads.upload(b"plain")
@@ -311,7 +324,7 @@ async def test_a_request_that_both_refuse_says_what_is_wrong_and_teaches_nothing
 
 async def test_what_is_configured_is_not_second_guessed(tmp_path: Path) -> None:
     async with open_uploads(tmp_path) as uploads:
-        uploads.storage = DeploymentStorage("s3")
+        uploads.choose("s3")
         uploads.ports.before = schema_refuses("s3")
         with pytest.raises(ApiError, match="no s3"):
             await uploads.upload(b"plain")

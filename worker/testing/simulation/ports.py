@@ -74,6 +74,6 @@ class SimulatedPorts(Ports):
             raise OSError(errno.EIO, "input/output error")
         return result
 
-    def transport(self, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    def transport(self, idle_limit: float) -> httpx.AsyncBaseTransport:
         """The way to the queue, through the simulated network."""
         return self.world.variant.transport(self, self.world.network.transport(self))
