@@ -76,8 +76,10 @@ def payloads(runs: int) -> Iterator[dict[str, Any]]:
         names = randomness.sample(NAMES, randomness.randint(1, len(NAMES)))
         caches = [{"cacheName": name, "directory": f"cache{place}", **content} for place, name in enumerate(names)]
         purge = {"onExitStatus": {"purgeCaches": [0]}} if randomness.random() < 0.02 else {}
+        # The engine mounts nothing; a cache that is not in its place at the end would not be kept.
+        files = {f"{cache['directory']}/a": "" for cache in caches}
         file = {"file": "number", "content": {"raw": str(number)}}
-        yield {"maxRunTime": 600, "mounts": [*caches, file], **purge}
+        yield {"maxRunTime": 600, "mounts": [*caches, file], "mock": {"files": files}, **purge}
 
 
 async def run_all(world: World, folder: Path, runs: int) -> Disk:
@@ -116,6 +118,7 @@ async def test_runs_with_caches_leave_nothing_but_the_caches(tmp_path: Path, run
         assert disk.caches.keys() <= set(NAMES)
         assert max(disk.caches.values()) <= CAPACITY
     assert not [path for path in after.others if path.startswith(("leased/", "mounts/", "tasks/", "trash/"))]
-    assert after.others == before.others
+    # By `boot` a worker notes that it has found caches in order.
+    assert after.others <= before.others | {"caches/boot"}
     # Each cache is as large as it was. So more files can only be more caches, and of these there are enough at most.
     assert after.of_a_cache == pytest.approx(before.of_a_cache, rel=0.001)
