@@ -27,7 +27,14 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "taskcluster"
 POOL = "test-provisioner/test-worker"
 HALVES = tuple(POOL.split("/"))
 WORKER = {"workerGroup": "group", "workerId": "worker-1"}
-SERVICES = {"queue": "Queue", "object": "Object", "secrets": "Secrets", "purge-cache": "PurgeCache", "auth": "Auth"}
+SERVICES = {
+    "auth": "Auth",
+    "index": "Index",
+    "object": "Object",
+    "purge-cache": "PurgeCache",
+    "queue": "Queue",
+    "secrets": "Secrets",
+}
 # Never answered by the deployed services to a worker either, or of no use to one machine.
 ELSEWHERE = {"auth"}
 
@@ -201,6 +208,18 @@ def upload(worker: Caller, created: dict[str, Any]) -> None:
     uploader("object", "finishUpload", created["name"], agreed)
 
 
+def index(call: Caller, task_id: str) -> None:
+    entry = {"taskId": task_id, "rank": 1, "data": {"a": 1}, "expires": in_hours(1)}
+    call("index", "insertTask", "a.b.c", entry)
+    call("index", "findTask", "a.b.c")
+    call("index", "findTasksAtIndex", {"indexes": ["a.b.c", "a.b.d"]})
+    call("index", "findArtifactFromTask", "a.b.c", "public/s3")
+    for namespace in ("a", "a.b"):
+        call("index", "listNamespaces", namespace)
+        call("index", "listTasks", namespace)
+    call("index", "deleteTask", "a.b.c")
+
+
 def others(call: Caller) -> None:
     call("secrets", "set", "a/b", {"secret": {"a": 1}, "expires": in_hours(1)})
     call("secrets", "get", "a/b")
@@ -210,6 +229,7 @@ def others(call: Caller) -> None:
     call("purge-cache", "purgeRequests", POOL)
     call("purge-cache", "allPurgeRequests")
     call("auth", "currentScopes")
+    call("auth", "expandScopes", {"scopes": ["a", "b"]})
     request = {"method": "get", "resource": "/x", "host": "example.com", "port": 80}
     call("auth", "authenticateHawk", request)
     call("auth", "authenticateHawk", {**request, "authorization": "Hawk nonsense"})
@@ -228,6 +248,7 @@ def scenario(call: Caller) -> None:
     task_id, worker = runs(call)
     workers(call)
     artifacts(call, task_id, worker)
+    index(call, task_id)
     others(call)
 
 

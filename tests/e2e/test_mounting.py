@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.testing.realworker import real_worker
 from worker.testing.world import World, open_world
 
 MAKE = """
@@ -58,6 +59,43 @@ async def test_a_task_needs_the_scope_for_what_is_private(tmp_path: Path) -> Non
         status = await world.resolved(user)
         assert status.state == "failed"
         assert "queue:get-artifact:private/out.tar.gz" in (await world.log(user)).splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["public/out.tar.gz", "private/out.tar.gz"])
+async def test_a_task_mounts_what_the_index_names(tmp_path: Path, name: str) -> None:
+    async with open_world(tmp_path) as world, real_worker(world, tmp_path, capacity=2):
+        content = {"namespace": "project.x.latest", "artifact": name}
+        use = {**sh("cat in/link"), "mounts": [{"directory": "in", "content": content, "format": "tar.gz"}]}
+        scopes = ["index:find-task:project.x.latest", "queue:get-artifact:private/*"]
+        artifact = {"type": "file", "path": "out.tar.gz", "name": name}
+        maker = await world.create({**sh(MAKE), "artifacts": [artifact]}, routes=["index.project.x.latest"])
+        # A dependency is for the order alone: the queue starts the one when the other is in the index.
+        user = await world.create(use, dependencies=[maker], scopes=scopes)
+        found = f"artifact {name} of task {maker}"
+        for said in (f"Downloaded {found} in ", f"{found} has not changed"):
+            log = await completed(world, user)
+            assert "\nhello\n" in log
+            assert f"[mounts] {said}" in log
+            user = await world.create(use, scopes=scopes)
+
+
+async def test_what_the_index_does_not_name_and_who_may_not_ask_it_are_told(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world, real_worker(world, tmp_path):
+        maker = await world.create(sh("true"), routes=["index.project.x.latest"])
+        await completed(world, maker)
+        for path, scopes, words in (
+            ("project.x.nothing", ["index:find-task:project.x.*"], "Indexed task not found: project.x.nothing"),
+            ("project.x.latest", [], "index:find-task:project.x.latest"),
+            ("project.x.latest", ["index:find-task:project.x.*"], f"artifact public/a of task {maker}"),
+        ):
+            mount = {"file": "in", "content": {"namespace": path, "artifact": "public/a"}}
+            user = await world.create({**sh("echo it ran"), "mounts": [mount]}, scopes=scopes)
+            status = await world.resolved(user)
+            log = await world.log(user)
+            assert status.state == "failed", log
+            assert "is not to be had: " in log.splitlines()[-1]
+            assert words in log.splitlines()[-1]
+            assert "it ran\n" not in log
 
 
 async def test_caches_outlive_tasks_and_workers(tmp_path: Path) -> None:

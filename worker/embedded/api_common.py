@@ -38,6 +38,12 @@ class AuthenticateHawkRequest(Request):
     source_ip: str | None = None
 
 
+class ScopeSetRequest(Request):
+    """Scopes (`scopeset`)."""
+
+    scopes: list[Annotated[str, Field(pattern=r"^[ -~]*$")]]
+
+
 @dataclass(frozen=True)
 class CommonMethods:
     """The methods; `clients` are those that the queue knows, `tunnel_secret` is shared with websocktunnel servers."""
@@ -57,6 +63,7 @@ class CommonMethods:
         return [
             *health,
             Endpoint("auth", "currentScopes", "auth:current-scopes", self.current_scopes),
+            Endpoint("auth", "expandScopes", "auth:expand-scopes", self.expand_scopes),
             Endpoint("auth", "authenticateHawk", NOTHING, self.authenticate_hawk, hide_payload=True),
             Endpoint(
                 "auth",
@@ -73,6 +80,10 @@ class CommonMethods:
     async def current_scopes(self, call: Call) -> Reply:
         """The caller's scopes."""
         return Reply({"scopes": list(call.identity.scopes)})
+
+    async def expand_scopes(self, call: Call) -> Reply:
+        """The scopes as they are: there are no roles that would add to them."""
+        return Reply({"scopes": sorted(set(call.read(ScopeSetRequest).scopes))})
 
     async def authenticate_hawk(self, call: Call) -> Reply:
         """Who signed the request, and what they may do."""

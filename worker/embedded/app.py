@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -133,12 +134,20 @@ def _parse(raw: bytes) -> Any:
     if not raw:
         return None
     try:
-        document = json.loads(raw, parse_constant=_refuse)
+        document = json.loads(raw, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         raise MalformedPayload("Failed to parse the body: it is not JSON") from None
     if not isinstance(document, dict | list):
         raise MalformedPayload("Failed to parse the body: it is neither an object nor an array")
     return document
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        # It could be stored, and not be answered.
+        raise ValueError(f"{text} is out of range")
+    return number
 
 
 def _refuse(constant: str) -> None:

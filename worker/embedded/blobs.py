@@ -114,6 +114,9 @@ class Blobs:
         blob_or_none = await self._store.transact(lambda tx: find(tx, match[1]))
         if blob_or_none is None:
             return PlainTextResponse("Nothing was uploaded", 404)
+        etag = f'"{blob_or_none.sha256}"'
+        if request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers={"ETag": etag, **HEADERS})
         response = BlobResponse(self._ports, blob_or_none, self.path(blob_or_none.file), request)
         response.headers.update(HEADERS)
         return response

@@ -21,6 +21,7 @@ from worker.embedded.api_artifacts import ArtifactMethods
 from worker.embedded.api_claims import ClaimMethods
 from worker.embedded.api_common import CommonMethods
 from worker.embedded.api_groups import GroupMethods
+from worker.embedded.api_index import IndexMethods
 from worker.embedded.api_object import ObjectMethods
 from worker.embedded.api_pools import PoolMethods
 from worker.embedded.api_purge import PurgeMethods
@@ -64,8 +65,8 @@ class ClientCredentials(Protocol):
 
 
 class EmbeddedQueue:
-    """The services queue, object, secrets, purge-cache and auth of a Taskcluster deployment, as far as workers and
-    their users need them, for development, tests and one machine.
+    """The services queue, object, index, secrets, purge-cache and auth of a Taskcluster deployment, as far as workers
+    and their users need them, for development, tests and one machine.
 
     `app` is the ASGI application; it answers 503 unless `run` runs. `root_url` is where clients find it, and must be
     set before the first request. `credentials` belong to a client that may do everything; when none are given, a
@@ -196,14 +197,16 @@ class EmbeddedQueue:
         """Every method of every service, with the scopes that it needs."""
         own = self._own
         claims = ClaimMethods(self._ports, self._store, self._waiting, own, self._claim_timeout)
+        artifacts = ArtifactMethods(self._ports, self._store, self._blobs, own, self._objects_once)
         return [
             *TaskMethods(self._store).endpoints(),
             *GroupMethods(self._store).endpoints(),
             *claims.endpoints(),
-            *ArtifactMethods(self._ports, self._store, self._blobs, own, self._objects_once).endpoints(),
+            *artifacts.endpoints(),
             *PoolMethods(self._store).endpoints(),
             *WorkerMethods(self._store).endpoints(),
             *ObjectMethods(self._store, self._blobs).endpoints(),
+            *IndexMethods(self._store, artifacts.get_artifact).endpoints(),
             *SecretMethods(self._store).endpoints(),
             *PurgeMethods(self._store).endpoints(),
             *CommonMethods(self._ports, lambda: self._clients, self.tunnel_secret).endpoints(),

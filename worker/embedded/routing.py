@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SLUG = r"[A-Za-z0-9_-]{8}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]"
 PROVISIONER = r"[a-zA-Z0-9-_]{1,38}"
 WORKER_TYPE = r"[a-z]([-a-z0-9]{0,36}[a-z0-9])?"
+INDEX_PATH = r"([a-zA-Z0-9_!~*'()%-]+\.)*[a-zA-Z0-9_!~*'()%-]+"
 PATTERNS: Mapping[str, re.Pattern[str]] = {
     "taskId": re.compile(SLUG),
     "taskGroupId": re.compile(SLUG),
@@ -30,16 +31,24 @@ PATTERNS: Mapping[str, re.Pattern[str]] = {
     "workerGroup": re.compile(r"[a-zA-Z0-9-_]{1,38}"),
     "workerId": re.compile(r"[a-zA-Z0-9-_]{1,38}"),
     "name": re.compile(r"[\x20-\x7e]+"),
+    "indexPath": re.compile(INDEX_PATH),
+    "namespace": re.compile(f"({INDEX_PATH})?"),
     "limit": re.compile(r"[0-9]{1,9}"),
     "continuationToken": re.compile(r"[A-Za-z0-9_-]+"),
     "quarantined": re.compile("true|false"),
     "wstAudience": re.compile(r"[a-zA-Z0-9_-]{1,38}"),
     "wstClient": re.compile(r"[a-zA-Z0-9_~.%-]+"),
 }
-# Names hold slashes, which clients write as %2F or as they are.
-SLASHED = {"name": ".+", "taskQueueId": "[^/]+(?:/[^/]+)?", "workerPoolId": "[^/]+(?:/[^/]+)?"}
+# Names hold slashes, which clients write as %2F or as they are; the namespace that holds all others has no name.
+UNLIKE_OTHERS = {
+    "name": ".+",
+    "namespace": "[^/]*",
+    "taskQueueId": "[^/]+(?:/[^/]+)?",
+    "workerPoolId": "[^/]+(?:/[^/]+)?",
+}
 SERVICES: Mapping[str, Any] = {
     "auth": taskcluster.Auth,
+    "index": taskcluster.Index,
     "object": taskcluster.Object,
     "purge-cache": taskcluster.PurgeCache,
     "queue": taskcluster.Queue,
@@ -112,6 +121,6 @@ def _pattern(route: str) -> str:
     parts = re.split(r"<([^>]+)>", route)
     # Text and names of parameters alternate.
     return "".join(
-        f"(?P<{part}>{SLASHED.get(part, '[^/]+')})" if index % 2 else re.escape(part)
+        f"(?P<{part}>{UNLIKE_OTHERS.get(part, '[^/]+')})" if index % 2 else re.escape(part)
         for index, part in enumerate(parts)
     ) + ("" if route.endswith("/") else "/?")

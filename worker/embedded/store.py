@@ -14,9 +14,8 @@ from worker.ports import Ports
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
 # A document that is read and written as a whole is one column of JSON; what is searched for has its own.
-SCHEMA = """
+VERSION_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE tasks (
   seq INTEGER PRIMARY KEY,
@@ -97,6 +96,23 @@ CREATE TABLE purge_requests (
   PRIMARY KEY (worker_pool_id, cache_name)
 ) STRICT;
 """
+VERSION_2 = """
+CREATE TABLE indexed_tasks (
+  namespace TEXT NOT NULL,
+  name TEXT NOT NULL,
+  task_id TEXT NOT NULL,
+  rank REAL NOT NULL,
+  expires TEXT NOT NULL,
+  data TEXT NOT NULL,
+  PRIMARY KEY (namespace, name)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE namespaces (
+  parent TEXT NOT NULL, name TEXT NOT NULL, expires TEXT NOT NULL,
+  PRIMARY KEY (parent, name)
+) STRICT, WITHOUT ROWID;
+"""
+VERSIONS = (VERSION_1, VERSION_2)
+"""What each version adds to the one before it: data of an older one are brought up to date when they are opened."""
 
 
 class Transaction:
@@ -208,7 +224,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0:
-        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    elif version != SCHEMA_VERSION:
-        raise RuntimeError(f"The data are of version {version}; this program reads version {SCHEMA_VERSION}")
+    latest = len(VERSIONS)
+    if version > latest:
+        raise RuntimeError(f"The data are of version {version}; this program reads versions up to {latest}")
+    if version < latest:
+        added = "".join(VERSIONS[version:])
+        connection.executescript(f"BEGIN IMMEDIATE; {added} PRAGMA user_version = {latest}; COMMIT;")

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from dataclasses import asdict
 
-from worker.embedded import tasks
+from worker.embedded import index_table, tasks
 from worker.embedded.errors import ResourceNotFound
 from worker.embedded.store import Transaction
 from worker.embedded.tasks import PRIORITIES, RESOLVED, Json, Run, Task
@@ -68,7 +68,7 @@ def insert(tx: Transaction, task: Task, now: str) -> Task:
 
 
 def save(tx: Transaction, task: Task, now: str) -> Task:
-    """Write what became of a task, tell those who wait for it, and schedule what depended on its end."""
+    """Write what became of a task, tell those who wait for it, index it, and schedule what depended on its end."""
     before = tx.one("SELECT state, runs FROM tasks WHERE task_id = ?", task.task_id)
     runs = json.dumps([asdict(run) for run in task.runs])
     tx.run(
@@ -88,6 +88,9 @@ def save(tx: Transaction, task: Task, now: str) -> Task:
         return task
     if task.state == "pending":
         tx.became_pending(task.definition["taskQueueId"])
+    if task.state == "completed":
+        # First: what depends on the task may look for it there.
+        index_table.insert_completed(tx, task, now)
     if task.state in RESOLVED:
         _release_dependents(tx, task, now)
     return task

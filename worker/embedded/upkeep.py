@@ -34,6 +34,8 @@ def perform(tx: Transaction, now: str) -> Upkeep:
     files = _expire_artifacts(tx, now) + _expire_tasks(tx, now)
     tx.run("DELETE FROM secrets WHERE expires <= ?", now)
     tx.run("DELETE FROM workers WHERE expires <= ?", now)
+    tx.run("DELETE FROM indexed_tasks WHERE expires <= ?", now)
+    tx.run("DELETE FROM namespaces WHERE expires <= ?", now)
     return Upkeep(_next_due(tx), files)
 
 

@@ -118,6 +118,15 @@ class GetUrlDownloadResponse(Response):
     url: str
 
 
+class InsertTaskRequest(Request):
+    data: dict[str, Any]
+    expires: Timestamp
+    rank: float
+    task_id: Annotated[
+        str, Field(pattern="^[A-Za-z0-9_-]{8}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]$")
+    ]
+
+
 class LinkArtifactRequest(Request):
     artifact: str
     content_type: Annotated[str | None, Field(max_length=255)] = None

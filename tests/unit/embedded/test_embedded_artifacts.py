@@ -56,6 +56,8 @@ async def test_an_upload_comes_back_as_it_was_sent(autojump_clock: MockClock) ->
         fetched = await anybody.send("GET", answer.json()["url"])
         assert fetched.content == content
         assert (fetched.headers["content-type"], fetched.headers["content-encoding"]) == (TEXT, "x-test")
+        etag = (await anybody.send("GET", answer.json()["url"])).headers["etag"]
+        assert (await anybody.send("GET", answer.json()["url"], b"", **{"If-None-Match": etag})).status_code == 304
         part = await anybody.send("GET", answer.json()["url"], Range="bytes=10-19")
         assert (part.status_code, part.content) == (206, content[10:20])
         assert (await anybody.send("GET", answer.json()["url"], Range="bytes=-5")).content == content[-5:]
