@@ -1,6 +1,7 @@
-"""How fast the worker claims and completes trivial tasks, what each costs it, and how that compares with the limit.
+"""How fast the worker claims and completes trivial tasks, what each costs it, and how that compares with the limits.
 
-The limit is `bench.bare`: the same HTTP calls, or a process for each task, and nothing else.
+The limits are `bench.bare`, the same calls by the same client, with a process for each task where the engine starts
+one, and `bench.raw`, the calls as fast as they can be made.
 """
 
 from __future__ import annotations
@@ -9,35 +10,37 @@ import json
 import os
 import sys
 import time
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
 from bench.bare import COMMAND, Load, run_tasks
-from bench.claim_report import Measurement, Report
-from bench.load import create_tasks, seconds_to_run
+from bench.claim_report import Comparison, Measurement, Report
+from bench.load import create_tasks, seconds_of, seconds_to_run
 from bench.parameters import Parameters
-from bench.processes import Deployment, cpu_of, cpu_of_machine, open_queue, run_measured
+from bench.processes import Deployment, cpu_of, cpu_of_machine, open_canned, open_queue, run_measured
 from bench.recording import RecordingPorts, per_task
 from bench.report import load_average, machine
 from worker.config import load_config
 from worker.supervisor import run_worker
 
-POOL = "bench/claim"
+POOL = "bench/canned"
 RECORDED = 4  # times as many tasks as run at once are run to record the calls: how claims batch shows after the first
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Something that runs the tasks of `POOL`; `limit` names the variant that it is compared with."""
+    """Something that runs the tasks of `POOL`, with canned answers or the embedded queue."""
 
     name: str
     engine: str
-    limit: str | None = None
+    runner: Literal["raw", "bare", "worker"]
+    canned: bool = True
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -46,17 +49,29 @@ class Variant:
 
     def argv(self, folder: Path, tasks: int, capacity: int) -> list[str]:
         """A process that runs so many tasks."""
-        if self.limit is not None:
+        if self.runner == "worker":
             return ["-m", "worker", "run", "--config", str(folder / f"{self.engine}-{tasks}.yml")]
         spawn = ["--spawn"] if self.engine == "native" else []
-        return ["-m", "bench.bare", "--pool", POOL, "--tasks", str(tasks), "--capacity", str(capacity), *spawn]
+        load = ["--pool", POOL, "--tasks", str(tasks), "--capacity", str(capacity), *spawn]
+        return ["-m", f"bench.{self.runner}", *load]
 
 
 VARIANTS = (
-    Variant("bare calls", "mock"),
-    Variant("mock", "mock", limit="bare calls"),
-    Variant("bare calls + spawn", "native"),
-    Variant("native", "native", limit="bare calls + spawn"),
+    Variant("raw calls", "mock", "raw"),
+    Variant("bare calls", "mock", "bare"),
+    Variant("mock", "mock", "worker"),
+    Variant("bare calls + spawn", "native", "bare"),
+    Variant("native", "native", "worker"),
+    Variant("bare calls, queue", "mock", "bare", canned=False),
+    Variant("mock, queue", "mock", "worker", canned=False),
+)
+# What is compared with which limit, and the ratios that are aimed at: tasks a second at least, CPU at most.
+COMPARED = (
+    Comparison("mock", "bare calls", 0.85, 1.3),
+    Comparison("mock", "raw calls", 0.6, None),
+    Comparison("bare calls", "raw calls", None, None),
+    Comparison("native", "bare calls + spawn", 0.75, 1.3),
+    Comparison("mock, queue", "bare calls, queue", None, None),
 )
 
 
@@ -66,11 +81,12 @@ def run(parameters: Parameters, out: Path) -> None:
     with TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         _write_configs(folder, parameters)
-        calls = {each.name: trio.run(_record, folder, each, parameters) for each in VARIANTS}
+        recorded = [each for each in VARIANTS if each.canned and each.runner != "raw"]
+        calls = {each.name: trio.run(_record, folder, each, parameters) for each in recorded}
         measurements, spawns = trio.run(_measure_all, folder, parameters)
-    limits = {each.name: each.limit for each in VARIANTS}
     averages = (before, load_average())
-    report = Report(date, machine(), averages, parameters, limits, calls, measurements, spawns)
+    names = [each.name for each in VARIANTS]
+    report = Report(date, machine(), averages, parameters, names, COMPARED, calls, measurements, spawns)
     (out / "claim.json").write_text(report.to_json())
     (out / "claim.md").write_text(report.to_text())
     print(report.to_text())
@@ -99,7 +115,7 @@ async def _record(folder: Path, variant: Variant, parameters: Parameters) -> dic
     tasks = RECORDED * parameters.capacity
     async with open_queue(folder) as queue:
         ids = await create_tasks(queue, POOL, variant.payload, tasks)
-        if variant.limit is None:
+        if variant.runner == "bare":
             load = Load(POOL, tasks, parameters.capacity, spawn=variant.engine == "native")
             await run_tasks(ports, queue.root_url, queue.credentials, load)
         else:
@@ -113,7 +129,7 @@ async def _measure_all(folder: Path, parameters: Parameters) -> tuple[list[Measu
     measurements, spawns = [], []
     for number in range(1, parameters.rounds + 1):
         for variant in VARIANTS:
-            async with open_queue(folder) as queue:
+            async with _server(folder, variant, parameters.tasks) as queue:
                 measured = await _measure(queue, folder, number, variant, parameters)
             _tell(
                 f"round {number}, {variant.name}: {measured.tasks_per_second:.1f} tasks/s, {measured.cpu:.1f} ms each"
@@ -124,23 +140,27 @@ async def _measure_all(folder: Path, parameters: Parameters) -> tuple[list[Measu
     return measurements, spawns
 
 
+def _server(folder: Path, variant: Variant, tasks: int) -> AbstractAsyncContextManager[Deployment]:
+    return open_canned(folder, variant.payload, tasks) if variant.canned else open_queue(folder)
+
+
 async def _measure(
     queue: Deployment, folder: Path, number: int, variant: Variant, parameters: Parameters
 ) -> Measurement:
     environment, tasks, capacity = queue.environment(), parameters.tasks, parameters.capacity
     start, _ = await run_measured(variant.argv(folder, 0, capacity), environment, folder)
-    ids = await create_tasks(queue, POOL, variant.payload, tasks)
+    ids = [] if variant.canned else await create_tasks(queue, POOL, variant.payload, tasks)
     queue_before, machine_before, begun = cpu_of(queue.pid), cpu_of_machine() - time.process_time(), trio.current_time()
     whole, _ = await run_measured(variant.argv(folder, tasks, capacity), environment, folder)
     queue_used = (cpu_of(queue.pid) - queue_before).own
     others = cpu_of_machine() - time.process_time() - machine_before - whole.own - whole.children - queue_used
     wall = trio.current_time() - begun
-    seconds = await seconds_to_run(queue, ids)
+    seconds = await (seconds_of(queue, tasks) if variant.canned else seconds_to_run(queue, ids))
     used = whole - start
     return Measurement(
         round=number,
         variant=variant.name,
-        completed=len(ids),
+        completed=tasks,
         seconds=seconds,
         tasks_per_second=tasks / seconds,
         cpu=1000 * used.own / tasks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 from bench.parameters import Parameters
@@ -44,14 +45,25 @@ COLUMNS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """A variant beside its limit: at least so many of the limit's tasks a second, at most so much of its CPU."""
+
+    variant: str
+    limit: str
+    speed: float | None
+    cpu: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """All that is told. `limits` has the variants in order, each with the one that it is compared with, if any."""
+    """All that is told."""
 
     date: str
     machine: dict[str, str]
     load_average: tuple[float, float]
     parameters: Parameters
-    limits: dict[str, str | None]
+    variants: list[str]
+    compared: Sequence[Comparison]
     calls: dict[str, dict[str, float]]
     measurements: list[Measurement]
     spawns_per_second: list[float]
@@ -60,11 +72,8 @@ class Report:
         """One figure of a variant, over all rounds."""
         return figure(self._values(variant, name))
 
-    def ratio(self, variant: str, name: str) -> Figure | None:
+    def ratio(self, variant: str, limit: str, name: str) -> Figure:
         """Of a variant's figure to that of its limit in the same round."""
-        limit = self.limits[variant]
-        if limit is None:
-            return None
         pairs = zip(self._values(variant, name), self._values(limit, name), strict=True)
         # Over a few tasks the kernel may account nothing.
         return figure(own / other if other else 0.0 for own, other in pairs)
@@ -74,11 +83,12 @@ class Report:
 
     def to_json(self) -> str:
         """All of it, with the medians and the ratios that follow from it."""
-        figures = {each: {name: asdict(self.figure(each, name)) for name in FIGURES} for each in self.limits}
+        figures = {each: {name: asdict(self.figure(each, name)) for name in FIGURES} for each in self.variants}
         ratios = {
-            each: {name: asdict(ratio) for name in RATIOS if (ratio := self.ratio(each, name))}
-            for each, limit in self.limits.items()
-            if limit
+            f"{each.variant} of {each.limit}": {
+                name: asdict(self.ratio(each.variant, each.limit, name)) for name in RATIOS
+            }
+            for each in self.compared
         }
         return json.dumps({**asdict(self), "figures": figures, "ratios": ratios}, indent=1) + "\n"
 
@@ -86,16 +96,16 @@ class Report:
         """Tables, in Markdown."""
         used, (before, after) = self.parameters, self.load_average
         about = ", ".join(f"{name} {value}" for name, value in self.machine.items())
-        compared = ", ".join(f"{limit} for {each}" for each, limit in self.limits.items() if limit)
         counts = f"{used.tasks} tasks a run, {used.capacity} at once"
         return "\n".join(
             [
                 f"# claim, {self.date}\n",
                 f"{counts}; median (lowest to highest) of {used.rounds} rounds.",
                 f"Machine: {about}; load average {before:.1f} before, {after:.1f} after.\n",
+                self._ratios_table(),
+                "",
                 self._figures_table(),
                 f"\nspawn alone: {figure(self.spawns_per_second).shown()} processes a second, {used.capacity} at once.",
-                f"The limit is {compared}, in the same round.",
                 "CPU: milliseconds for a task, start-up taken off. busy: share of one core. start-up: CPU seconds.\n",
                 "## Calls for one task\n",
                 self._calls_table(),
@@ -104,20 +114,17 @@ class Report:
         )
 
     def _figures_table(self) -> str:
+        columns = {"tasks/s": "tasks_per_second", "CPU": "cpu", **COLUMNS}
+        rows = [[each, *(self.figure(each, name).shown() for name in columns.values())] for each in self.variants]
+        return table(["", *columns], rows)
+
+    def _ratios_table(self) -> str:
         rows = []
-        for variant in self.limits:
-            speed, cost = (self.ratio(variant, name) for name in RATIOS)
-            rows.append(
-                [
-                    variant,
-                    self.figure(variant, "tasks_per_second").shown(),
-                    speed.shown() if speed else "",
-                    self.figure(variant, "cpu").shown(),
-                    cost.shown() if cost else "",
-                    *(self.figure(variant, name).shown() for name in COLUMNS.values()),
-                ]
-            )
-        return table(["", "tasks/s", "of limit", "CPU", "of limit", *COLUMNS], rows)
+        for each in self.compared:
+            speed, cost = (self.ratio(each.variant, each.limit, name).shown() for name in RATIOS)
+            aims = ("" if each.speed is None else f"{each.speed}", "" if each.cpu is None else f"{each.cpu}")
+            rows.append([each.variant, each.limit, speed, aims[0], cost, aims[1]])
+        return table(["", "beside", "tasks/s", "aim, at least", "CPU", "aim, at most"], rows)
 
     def _calls_table(self) -> str:
         kinds = sorted({kind for each in self.calls.values() for kind in each})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -9,6 +10,7 @@ from typing import Any
 
 import trio
 
+from bench.canned import Account
 from bench.processes import BenchmarkFailed, Deployment
 from worker.http import open_http
 from worker.ports import Ports
@@ -59,6 +61,21 @@ async def seconds_to_run(deployment: Deployment, ids: list[str]) -> float:
     started = [run.started for run in runs if run.started]
     resolved = [run.resolved for run in runs if run.resolved]
     return (max(resolved) - min(started)) / timedelta(seconds=1)
+
+
+async def account_of(deployment: Deployment) -> Account:
+    """What a `bench.canned` has counted."""
+    async with open_http(Ports()) as http:
+        answer = await http.control.request("GET", f"{deployment.root_url}/bench")
+    return Account(**json.loads(answer.body))
+
+
+async def seconds_of(deployment: Deployment, tasks: int) -> float:
+    """As `seconds_to_run`, of a `bench.canned`."""
+    account = await account_of(deployment)
+    if account.claimed != tasks or account.reported != {"completed": tasks}:
+        raise BenchmarkFailed(f"{account.claimed} of {tasks} tasks were claimed, and reported: {account.reported}")
+    return account.last_report - account.first_claim
 
 
 def _completed_once(status: TaskStatus) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import trio
 
@@ -86,10 +87,19 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-@asynccontextmanager
-async def open_queue(folder: Path) -> AsyncGenerator[Deployment, None]:
+def open_queue(folder: Path) -> AbstractAsyncContextManager[Deployment]:
     """An embedded queue in a process of its own, that keeps nothing; its stderr goes to a file in `folder`."""
-    argv = [sys.executable, "-m", "worker", "queue", "--port", "0"]
+    return _open_server(folder, ["-m", "worker", "queue", "--port", "0"])
+
+
+def open_canned(folder: Path, payload: dict[str, Any], tasks: int) -> AbstractAsyncContextManager[Deployment]:
+    """A process of `bench.canned` with so many tasks, as `open_queue`."""
+    return _open_server(folder, ["-m", "bench.canned", "--payload", json.dumps(payload), "--tasks", str(tasks)])
+
+
+@asynccontextmanager
+async def _open_server(folder: Path, arguments: Sequence[str]) -> AsyncGenerator[Deployment, None]:
+    argv = [sys.executable, *arguments]
     with _log(folder / "queue.log") as stderr:
         process = await trio.lowlevel.open_process(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=_environment()
