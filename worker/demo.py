@@ -31,7 +31,8 @@ async def _demonstrate(work_dir: Path) -> int:
     import trio
 
     from worker.cli.common import open_session
-    from worker.cli.running import exports, joined, open_queue, supervise
+    from worker.cli.queueing import exports, joined, open_queue
+    from worker.cli.running import supervise
     from worker.config import parse_config
     from worker.ports import Ports
 

@@ -57,7 +57,8 @@ async def _execute(
     from worker.claims import StopReason
     from worker.cli.echo import Echo
     from worker.cli.fetching import download_all, tell
-    from worker.cli.running import joined, open_queue, supervise
+    from worker.cli.queueing import joined, open_queue
+    from worker.cli.running import supervise
     from worker.cli.tasks import EXIT_CODES, create_task
     from worker.model import RunKey
 

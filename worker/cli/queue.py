@@ -27,7 +27,8 @@ def queue(host: str, port: int, data: Path | None, config_path: Path | None) -> 
     set_up_logging()
 
     async def serve() -> int:
-        from worker.cli.running import exports, open_queue, wait_for_signal
+        from worker.cli.queueing import exports, open_queue
+        from worker.cli.running import wait_for_signal
         from worker.ports import Ports
 
         async with open_queue(Ports(), host, port, data) as embedded:

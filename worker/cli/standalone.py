@@ -24,7 +24,8 @@ def standalone(config_path: Path | None) -> None:
 
     async def work() -> int:
         from worker.claims import StopReason
-        from worker.cli.running import exports, joined, open_queue, supervise
+        from worker.cli.queueing import exports, joined, open_queue
+        from worker.cli.running import supervise
         from worker.ports import Ports
 
         ports = Ports()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from worker.cli.running import joined
+from worker.cli.queueing import joined
 from worker.config import parse_config
 from worker.embedded import EmbeddedQueue
 from worker.ports import Ports
