@@ -24,6 +24,7 @@ from worker.taskfile import complete_task
 POLL = 20.0  # seconds that a claim waits for work, as the queue has it (facts page, 1)
 CLAIM_LIFETIME = timedelta(minutes=20)
 
+_HOST = "host.invalid"
 _TASK_ID = "AAAAAAAAQACAAAAAAAAAAA"
 _JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 _EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -31,14 +32,12 @@ _EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 @dataclass
 class Account:
-    """What happened. Times are those of `time.monotonic`, which all processes of a machine share."""
+    """What happened, and when, in seconds since 1970. `claims` and `reports` are in the order in which they came."""
 
-    claimed: int = 0
     reported: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
-    first_claim: float = 0.0
-    last_report: float = 0.0
-    claim_times: list[float] = field(default_factory=list)
+    claims: list[float] = field(default_factory=list)
+    reports: list[float] = field(default_factory=list)
 
     def to_json(self) -> bytes:
         """For `GET /bench`."""
@@ -48,7 +47,7 @@ class Account:
 class Canned:
     """The answers. `tasks` is how many there are to claim; more can be added with `POST /bench`."""
 
-    def __init__(self, root_url: str, payload: dict[str, Any], tasks: int) -> None:
+    def __init__(self, payload: dict[str, Any], tasks: int) -> None:
         self.account = Account()
         self.left = tasks
         self.more = asyncio.Event()
@@ -59,16 +58,16 @@ class Canned:
             "s3": json.dumps(
                 {
                     "storageType": "s3",
-                    "putUrl": f"{root_url}/put?signature=0",
+                    "putUrl": f"http://{_HOST}/put?signature=0",
                     "expires": documents[1]["status"]["expires"],
                     "contentType": "text/plain; charset=utf-8",
                 }
-            ).encode(),
-            **{name: json.dumps({"storageType": name}).encode() for name in ("link", "reference", "error")},
+            ),
+            **{name: json.dumps({"storageType": name}) for name in ("link", "reference", "error")},
         }
 
-    async def answer(self, method: bytes, path: str, body: bytes) -> bytes:
-        """The whole answer to a request."""
+    async def answer(self, method: bytes, path: str, host: str, body: bytes) -> bytes:
+        """The whole answer to a request. `host` is what it calls this server, which may be behind a proxy."""
         if method == b"PUT":
             self.account.calls["put"] += 1
             return _EMPTY
@@ -79,13 +78,13 @@ class Canned:
             name = "claim-work"
         self.account.calls[name] += 1
         if name == "artifact":
-            return _json(self._artifacts[json.loads(body)["storageType"]])
+            return _json(self._artifacts[json.loads(body)["storageType"]].replace(_HOST, host).encode())
         if name == "claim-work":
             return _json(await self._claims(json.loads(body)["tasks"]))
         task_id = path.split("/task/")[1][:22] if "/task/" in path else ""
         if name in {"completed", "failed", "exception"}:
             self.account.reported[name] += 1
-            self.account.last_report = time.monotonic()
+            self.account.reports.append(time.time())
             return _json(self._status.replace(_TASK_ID, task_id).encode())
         if name == "reclaim":
             claim = json.loads(self._claim.replace(_TASK_ID, task_id))
@@ -110,11 +109,7 @@ class Canned:
                 await asyncio.wait_for(self.more.wait(), POLL)
         number = min(wanted, self.left)
         self.left -= number
-        account = self.account
-        account.claimed += number
-        now = time.monotonic()
-        account.first_claim = account.first_claim or now
-        account.claim_times += [now] * number
+        self.account.claims += [time.time()] * number
         claims = [self._claim.replace(_TASK_ID, self._ids.slug()) for _ in range(number)]
         return ('{"tasks":[' + ",".join(claims) + "]}").encode()
 
@@ -199,31 +194,32 @@ class _Connection(asyncio.Protocol):
         head, found, rest = self._buffer.partition(b"\r\n\r\n")
         if not found:
             return
-        length = 0
-        lower = head.lower()
-        if (at := lower.find(b"\r\ncontent-length:")) >= 0:
-            length = int(lower[at + 17 :].split(b"\r\n", 1)[0])
-        if len(rest) < length:
+        if len(rest) < int(_header(head, b"content-length") or 0):
             return
         self._buffer = b""
         method, target, _ = head.split(b"\r\n", 1)[0].split(b" ")
-        self._task = asyncio.create_task(self._answer(method, target.decode(), rest))
+        host = _header(head, b"host").decode()
+        self._task = asyncio.create_task(self._answer(method, target.decode(), host, rest))
 
-    async def _answer(self, method: bytes, path: str, body: bytes) -> None:
-        self.transport.write(await self._canned.answer(method, path, body))
+    async def _answer(self, method: bytes, path: str, host: str, body: bytes) -> None:
+        self.transport.write(await self._canned.answer(method, path, host, body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._task is not None:
             self._task.cancel()
 
 
+def _header(head: bytes, name: bytes) -> bytes:
+    at = head.lower().find(b"\r\n" + name + b":")
+    return head[at + len(name) + 3 :].split(b"\r\n", 1)[0].strip() if at >= 0 else b""
+
+
 async def serve(port: int, payload: dict[str, Any], tasks: int) -> None:
     """Serve on the loopback interface until cancelled; the first line on stdout is the root URL."""
     loop = asyncio.get_running_loop()
-    canned: list[Canned] = []
-    server = await loop.create_server(lambda: _Connection(canned[0]), "127.0.0.1", port)
+    canned = Canned(payload, tasks)
+    server = await loop.create_server(lambda: _Connection(canned), "127.0.0.1", port)
     root_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    canned.append(Canned(root_url, payload, tasks))
     print(f"TASKCLUSTER_ROOT_URL={root_url}\nTASKCLUSTER_CLIENT_ID=bench\nTASKCLUSTER_ACCESS_TOKEN=bench", flush=True)
     async with server:
         await server.serve_forever()

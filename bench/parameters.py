@@ -21,6 +21,7 @@ DEFAULTS: Mapping[str, Parameters] = MappingProxyType(
         "abort": Parameters(tasks=100, rounds=2, capacity=10),
         "artifacts": Parameters(tasks=10_000, rounds=2, capacity=10),
         "claim": Parameters(tasks=500, rounds=3, capacity=16),
+        "latency": Parameters(tasks=50, rounds=2, capacity=1),
         "livelog": Parameters(tasks=1000, rounds=3, capacity=500),
     }
 )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,6 +95,33 @@ def open_queue(folder: Path) -> AbstractAsyncContextManager[Deployment]:
 def open_canned(folder: Path, payload: dict[str, Any], tasks: int) -> AbstractAsyncContextManager[Deployment]:
     """A process of `bench.canned` with so many tasks, as `open_queue`."""
     return _open_server(folder, ["-m", "bench.canned", "--payload", json.dumps(payload), "--tasks", str(tasks)])
+
+
+@asynccontextmanager
+async def delayed(deployment: Deployment, seconds: float, folder: Path) -> AsyncGenerator[Deployment, None]:
+    """The same deployment over a network that takes so long, each way."""
+    if not seconds:
+        yield deployment
+        return
+    argv = [
+        sys.executable,
+        "-m",
+        "bench.delay",
+        "--port",
+        deployment.root_url.rpartition(":")[2],
+        "--delay",
+        f"{seconds}",
+    ]
+    with _log(folder / "delay.log") as stderr:
+        process = await trio.lowlevel.open_process(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=_environment()
+        )
+    async with ended(process):
+        assert process.stdout is not None
+        port = (await process.stdout.receive_some()).decode().strip()
+        if not port:
+            raise BenchmarkFailed(f"the slow network did not start: {_tail(folder / 'delay.log')}")
+        yield replace(deployment, root_url=f"http://127.0.0.1:{port}")
 
 
 @asynccontextmanager

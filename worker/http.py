@@ -1,7 +1,6 @@
 """The one place that makes HTTP clients: one for each kind of request that must not wait for the others.
 
-httpx's pool can wedge for good when it has more callers than connections and some are cancelled soon. So each client
-admits only as many callers as it has connections; the others wait in a `CapacityLimiter` before the pool.
+Each admits only as many callers as it may have connections; the others wait in a `CapacityLimiter`.
 """
 
 from __future__ import annotations
@@ -303,7 +302,7 @@ def plain_url(url: str | httpx.URL) -> str:
     """`url` fit for a log and an error: scheme, host and port. The rest may be a secret, as a live log's path is."""
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError):
         return "(malformed URL)"
     return str(parsed.copy_with(path="/", query=None, fragment=None, username=None, password=None))
 
@@ -324,7 +323,7 @@ def flat_errors(what: object) -> Generator[None, None, None]:
     """Turn httpx's errors into ours; `what`, as a string, begins their text."""
     try:
         yield
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:  # the last for hosts that cannot be
         raise BadUrl(f"{what}: {_reason(error)}") from error
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
         raise ConnectFailed(f"{what}: {_reason(error)}") from error

@@ -48,7 +48,7 @@ class Ports:
     async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
         """Run a blocking `function` off the event loop and return what it returns.
 
-        Cancellation is noticed before the call and after it: a call that has begun is waited for.
+        Cancellation is noticed before the call. One that has begun is waited for, and its result returned.
         """
         return await trio.to_thread.run_sync(function, *args)
 

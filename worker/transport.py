@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import select
 import ssl
-from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from functools import cache
 
@@ -17,6 +16,7 @@ import httpx
 import trio
 
 MAX_HEAD = 100 * 1024  # bytes of an answer's headers
+MOST_IDLE = 32  # connections, over all servers
 RECEIVED = 64 * 1024  # bytes that are taken from a connection at once
 
 _PORTS = {"http": 80, "https": 443}
@@ -27,14 +27,15 @@ Origin = tuple[str, str, int]
 class Transport(httpx.AsyncBaseTransport):
     """Sends requests, and takes answers whose bodies are read or given up by `aclose`.
 
-    A connection that was idle for `idle_limit` seconds is not used again. Raises httpx's errors. A request that is
-    cancelled closes its connection.
+    A connection that was idle for `idle_limit` seconds is not used again. Raises httpx's errors, and UnicodeError for a
+    host that cannot be one. A request that is cancelled closes its connection. An answer that comes before all of the
+    request was sent is handed out if it refuses; if it does not, that is a WriteError.
     """
 
     def __init__(self, idle_limit: float, ssl_context: ssl.SSLContext | None = None) -> None:
         """`ssl_context` is for the tests; otherwise it is httpx's, which heeds `SSL_CERT_FILE` and `SSL_CERT_DIR`."""
         self._idle_limit = idle_limit
-        self._idle: defaultdict[Origin, deque[_Connection]] = defaultdict(deque)  # the last one was used last
+        self._idle: dict[_Connection, None] = {}  # in the order in which they were used last
         self._open: set[_Connection] = set()
         self._ssl = ssl_context
 
@@ -52,14 +53,17 @@ class Transport(httpx.AsyncBaseTransport):
         return httpx.Response(head.status_code, headers=head.headers.raw_items(), stream=body, request=request)
 
     def _reusable(self, origin: Origin) -> _Connection | None:
-        idle = self._idle[origin]
-        while idle and idle[0].idle_since < trio.current_time() - self._idle_limit:
-            self.close(idle.popleft())
-        while idle:
-            connection = idle.pop()
-            if connection.is_silent():
-                return connection
+        too_old = trio.current_time() - self._idle_limit
+        for connection in list(self._idle):
+            if len(self._idle) <= MOST_IDLE and connection.idle_since >= too_old:
+                break
             self.close(connection)
+        for connection in reversed(list(self._idle)):
+            if connection.origin == origin:
+                if connection.is_silent():
+                    del self._idle[connection]
+                    return connection
+                self.close(connection)
         return None
 
     async def _connect(self, origin: Origin, timeout: float) -> _Connection:
@@ -90,20 +94,20 @@ class Transport(httpx.AsyncBaseTransport):
     def keep(self, connection: _Connection) -> None:
         """The answer was read to its end: the connection can be used again, if both sides want that."""
         if connection in self._open and connection.next_cycle():
-            self._idle[connection.origin].append(connection)
+            self._idle[connection] = None
         else:
             self.close(connection)
 
     def close(self, connection: _Connection) -> None:
         """It is of no use any more, or its answer will not be read."""
         self._open.discard(connection)
+        self._idle.pop(connection, None)
         connection.close()
 
     async def aclose(self) -> None:
         """Close all connections, those in use as well."""
         while self._open:
             self.close(next(iter(self._open)))
-        self._idle.clear()
         await trio.lowlevel.checkpoint()
 
 
@@ -120,6 +124,7 @@ class _Connection:
     async def ask(self, request: httpx.Request, read: float, write: float) -> h11.Response:
         """Send all of `request`, and receive the head of its answer."""
         url, headers = request.url, request.headers.raw
+        cut_off: httpx.WriteError | None = None
         try:
             pending = self._h11.send(h11.Request(method=request.method, target=url.raw_path, headers=headers))
             assert isinstance(request.stream, httpx.AsyncByteStream)
@@ -131,11 +136,13 @@ class _Connection:
                 await self._send(pending, write)
         except h11.LocalProtocolError as error:
             raise httpx.LocalProtocolError(str(error)) from error
-        except httpx.WriteError:
-            pass  # There may be an answer all the same, that says why no more was taken.
+        except httpx.WriteError as error:
+            cut_off = error  # There may be an answer all the same, that says why no more was taken.
         while True:
             event = await self.receive(read)
             if isinstance(event, h11.Response):
+                if cut_off is not None and event.status_code < 300:
+                    raise cut_off  # Whoever believed this would take a part for the whole.
                 return event
             if not isinstance(event, h11.InformationalResponse):
                 raise httpx.RemoteProtocolError("the server closed the connection without an answer")

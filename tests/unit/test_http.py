@@ -151,7 +151,19 @@ async def test_silent_server_is_timed_out() -> None:
             await http.control.request("GET", url)
 
 
-@pytest.mark.parametrize("url", ["ftp://example.com/", "/relative", "http://host:port/", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://example.com/",
+        "/relative",
+        "http://host:port/",
+        "http://",
+        "http://a..b/",
+        f"http://{'a' * 64}.example/",
+        "http://xn--a/",
+        "http://host/\ud800",
+    ],
+)
 async def test_url_that_cannot_be_asked(url: str) -> None:
     async with open_http(Ports()) as http:
         with pytest.raises(BadUrl):
@@ -247,7 +259,7 @@ async def test_what_the_content_raises_comes_out_as_it_is() -> None:
 
 
 async def test_many_callers_that_are_cancelled_soon_leave_the_pool_usable() -> None:
-    # More callers than connections and short cancellations: httpx's own pool wedges here.
+    # More callers than connections and short cancellations: a pool can wedge here, as httpx's own does.
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await received(receive)
         await trio.sleep(0.002)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from trio.testing import MockClock
 
 from worker.serving import TlsConfig, port_of
 from worker.testing.certificates import trusting, write_certificate
-from worker.transport import Transport
+from worker.transport import MOST_IDLE, Transport
 
 Handler = Callable[[trio.abc.Stream], Awaitable[object]]
 
@@ -169,6 +169,36 @@ async def test_what_nobody_asked_for_is_not_taken_for_an_answer() -> None:
         await more.wait()
         assert await ask(transport, server.address) == b"ok"
         assert server.accepted == 2
+
+
+@pytest.mark.parametrize("status", [200, 201, 301, 403])
+async def test_a_part_is_never_taken_for_the_whole(status: int) -> None:
+    async def handler(stream: trio.abc.Stream) -> None:
+        await stream.receive_some(1000)
+        await stream.send_all(b"HTTP/1.1 %d Early\r\nContent-Length: 0\r\n\r\n" % status)
+        # With all of it unread the connection is reset: whether the answer comes before that is up to the machine.
+
+    async with running(handler) as server, opened() as transport:
+        try:
+            answer = await transport.handle_async_request(request(server.address, "PUT", b"x" * 32_000_000))
+        except (httpx.WriteError, httpx.ReadError):
+            return
+        assert answer.status_code == status >= 300
+
+
+async def test_connections_to_servers_that_are_not_asked_again_do_not_stay(autojump_clock: MockClock) -> None:
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(running(saying(*[OK] * 5))) for _ in range(MOST_IDLE + 3)]
+        transport = await stack.enter_async_context(opened(idle_limit=30))
+        for server in servers:
+            await ask(transport, server.address)
+        await ask(transport, servers[-1].address)
+        for server in servers[:2]:
+            await server.until_open(0)
+        await trio.sleep(31)
+        await ask(transport, servers[-1].address)
+        for server in servers[:-1]:
+            await server.until_open(0)
 
 
 async def test_what_is_idle_for_long_is_closed(autojump_clock: MockClock) -> None:

@@ -1,0 +1,172 @@
+"""How soon a task begins when it is there to be claimed, and how soon its end is reported.
+
+The queue's answers are canned, so that all of the time is the worker's or the network's. Times are the queue's, of when
+it had sent a claim and when a report had come, and the task's own: it writes down when it was begun.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import trio
+
+from bench.load import account_of, add_task
+from bench.parameters import Parameters
+from bench.processes import BenchmarkFailed, Deployment, delayed, ended, open_canned
+from bench.report import figure, load_average, machine, quantile, table
+from worker.ports import Ports
+
+POOL = "bench/canned"
+DELAYS = (0.0, 0.02, 0.1)  # seconds each way
+TASK_LIMIT = 30.0  # seconds until a task has been reported
+PAUSE = 0.05  # seconds at most between two tasks, so that they do not keep step with anything
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One task, in seconds: until its command begins, from the claim's arrival at the worker; and from then on until
+    its report has left the worker. The network's delay for these two ways is taken off."""
+
+    delay: float
+    to_begin: float
+    to_report: float
+
+
+def run(parameters: Parameters, out: Path) -> None:
+    """Measure, print the table, and leave `latency.json` and `latency.md` in `out`. Raises BenchmarkFailed."""
+    date, before = datetime.now(UTC).isoformat(timespec="minutes"), load_average()
+    with TemporaryDirectory(prefix="bench-") as name:
+        bare = _bare(Path(name), parameters.tasks)
+        found = trio.run(_measure_all, Path(name), parameters)
+    text = _text(date, parameters, found, bare, (before, load_average()))
+    document = {"date": date, "machine": machine(), "parameters": asdict(parameters), "bare": bare}
+    (out / "latency.json").write_text(
+        json.dumps({**document, "found": [asdict(each) for each in found]}, indent=1) + "\n"
+    )
+    (out / "latency.md").write_text(text)
+    print(text)
+
+
+def _command(times: Path) -> list[str]:
+    return ["/bin/sh", "-c", f"date +%s.%N >>'{times}'"]
+
+
+def _bare(folder: Path, number: int) -> list[float]:
+    """Seconds until the task's command begins when it is started by nothing but a spawn."""
+    times = folder / "bare"
+    begun = []
+    for _ in range(number):
+        begun.append(time.time())
+        subprocess.run(_command(times), check=True, stdin=subprocess.DEVNULL, start_new_session=True)
+    return [after - before for before, after in zip(begun, _read(times), strict=True)]
+
+
+def _read(times: Path) -> list[float]:
+    return [float(line) for line in times.read_text().split()]
+
+
+async def _measure_all(folder: Path, parameters: Parameters) -> list[Measured]:
+    found: list[Measured] = []
+    for number in range(parameters.rounds):
+        for delay in DELAYS:
+            found += await _measure(folder, f"{number}-{delay}", delay, parameters.tasks)
+            print(f"round {number + 1}, {delay * 1000:.0f} ms each way", file=sys.stderr, flush=True)
+    return found
+
+
+async def _measure(folder: Path, name: str, delay: float, tasks: int) -> list[Measured]:
+    times = folder / name
+    payload = {"maxRunTime": 60, "command": [_command(times)]}
+    pause = Ports().random
+    async with (
+        open_canned(folder, payload, 0) as queue,
+        delayed(queue, delay, folder) as distant,
+        _worker(folder, distant, tasks),
+    ):
+        for number in range(1, tasks + 1):
+            await trio.sleep(pause.uniform(0, PAUSE) + 2 * delay)
+            await add_task(queue)
+            await _until_reported(queue, number)
+        account = await account_of(queue)
+    begun = trio.Path(times)
+    moments = [float(line) for line in (await begun.read_text()).split()]
+    return [
+        Measured(delay, began - claimed - delay, reported - began - delay)
+        for claimed, began, reported in zip(account.claims, moments, account.reports, strict=True)
+    ]
+
+
+async def _until_reported(queue: Deployment, number: int) -> None:
+    with trio.move_on_after(TASK_LIMIT):
+        while True:
+            if sum((await account_of(queue)).reported.values()) >= number:
+                return
+            await trio.sleep(0.02)
+    raise BenchmarkFailed(f"a task was not reported within {TASK_LIMIT:.0f} s")
+
+
+@asynccontextmanager
+async def _worker(folder: Path, queue: Deployment, tasks: int) -> AsyncGenerator[None, None]:
+    own = {
+        "taskQueueId": POOL,
+        "workerId": "bench",
+        "capacity": 1,
+        "workDir": str(folder / "work"),
+        "minimumDiskSpace": 0,
+        "numberOfTasks": tasks,
+    }
+    config = trio.Path(folder / "worker.yml")
+    await config.write_text(json.dumps({"engine": "native", "worker": own}))
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "worker", "run", "--config", str(config)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=queue.environment(),
+    )
+    async with ended(process):
+        yield
+
+
+def _text(
+    date: str, parameters: Parameters, found: list[Measured], bare: list[float], averages: tuple[float, float]
+) -> str:
+    about = ", ".join(f"{name} {value}" for name, value in machine().items())
+    rows = [["bare spawn", *_shown(bare), "", "", "", ""]]
+    for delay in DELAYS:
+        mine = [each for each in found if each.delay == delay]
+        reports = [each.to_report for each in mine]
+        trips = figure(reports).median / (2 * delay) if delay else 0.0
+        rows.append(
+            [
+                f"{delay * 1000:.0f} ms each way",
+                *_shown([each.to_begin for each in mine]),
+                *_shown(reports),
+                f"{trips:.2f}" if delay else "",
+            ]
+        )
+    return "\n".join(
+        [
+            f"# latency, {date}\n",
+            f"{parameters.tasks} tasks, one after the other, with a free place each; {parameters.rounds} rounds.",
+            f"Machine: {about}; load average {averages[0]:.1f} before, {averages[1]:.1f} after.\n",
+            table(["", "begins: p50", "p90", "p99", "report: p50", "p90", "p99", "in round trips"], rows),
+            "",
+            "Milliseconds. begins: from the claim at the worker to the task's command. report: from then on until the",
+            "report has left the worker, all uploads between. A round trip is the network's, there and back.",
+            "",
+        ]
+    )
+
+
+def _shown(seconds: list[float]) -> list[str]:
+    return [f"{1000 * quantile(seconds, share):.1f}" for share in (0.5, 0.9, 0.99)]
