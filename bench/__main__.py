@@ -9,11 +9,18 @@ from types import MappingProxyType
 
 import click
 
-from bench import abort, artifacts, claim, latency, livelog
+from bench import abort, artifacts, claim, latency, livelog, scale
 from bench.parameters import DEFAULTS, SMOKE, Parameters
 
 BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType(
-    {"abort": abort.run, "artifacts": artifacts.run, "claim": claim.run, "latency": latency.run, "livelog": livelog.run}
+    {
+        "abort": abort.run,
+        "artifacts": artifacts.run,
+        "claim": claim.run,
+        "latency": latency.run,
+        "livelog": livelog.run,
+        "scale": scale.run,
+    }
 )
 OUT = Path(__file__).parent / "out"
 
