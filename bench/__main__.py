@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import click
 
-from bench import abort, artifacts, claim, latency, livelog, scale
+from bench import abort, artifacts, claim, latency, livelog, scale, soak
 from bench.parameters import DEFAULTS, SMOKE, Parameters
 
 BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType(
@@ -20,6 +20,7 @@ BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType(
         "latency": latency.run,
         "livelog": livelog.run,
         "scale": scale.run,
+        "soak": soak.run,
     }
 )
 OUT = Path(__file__).parent / "out"

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from bench.load import account_of, add_task
+from bench.load import account_of, add_task, reported
 from bench.parameters import Parameters
 from bench.processes import BenchmarkFailed, Deployment, delayed, ended, open_canned
 from bench.report import figure, load_average, machine, quantile, table
@@ -108,7 +108,7 @@ async def _measure(folder: Path, name: str, delay: float, tasks: int) -> list[Me
 async def _until_reported(queue: Deployment, number: int) -> None:
     with trio.move_on_after(TASK_LIMIT):
         while True:
-            if sum((await account_of(queue)).reported.values()) >= number:
+            if await reported(queue) >= number:
                 return
             await trio.sleep(0.02)
     raise BenchmarkFailed(f"a task was not reported within {TASK_LIMIT:.0f} s")

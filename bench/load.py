@@ -76,6 +76,12 @@ async def add_task(deployment: Deployment) -> None:
         await http.control.request("POST", f"{deployment.root_url}/bench", content=b'{"tasks": 1}')
 
 
+async def reported(deployment: Deployment) -> int:
+    """How many tasks were reported to a `bench.canned`."""
+    async with open_http(Ports()) as http:
+        return int((await http.control.request("GET", f"{deployment.root_url}/bench/reported")).body)
+
+
 async def seconds_of(deployment: Deployment, tasks: int) -> float:
     """As `seconds_to_run`, of a `bench.canned`."""
     account = await account_of(deployment)

@@ -1,0 +1,140 @@
+"""Whether a worker grows with the number of tasks that it has run: memory, descriptors, threads, disk, time for a task.
+
+The queue's answers are canned. With the engine `mock` there are `--tasks` of them, with `native` a tenth.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import trio
+
+from bench.load import reported, seconds_of
+from bench.parameters import Parameters
+from bench.processes import BenchmarkFailed, ended, memory_of, open_canned
+from bench.report import load_average, machine, table
+
+BETWEEN = 1.0  # seconds between two looks
+WARM = 0.1  # share of the tasks before which is not looked: caches and pools fill
+LIMIT = 3600.0  # seconds for one engine
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The worker after so many tasks; memory in bytes, files in its directory."""
+
+    tasks: int
+    seconds: float
+    memory: int
+    descriptors: int
+    threads: int
+    files: int
+
+
+def run(parameters: Parameters, out: Path) -> None:
+    """Measure, print the table, and leave `soak.json` and `soak.md` in `out`. Raises BenchmarkFailed."""
+    date, before = datetime.now(UTC).isoformat(timespec="minutes"), load_average()
+    found: dict[str, list[Look]] = {}
+    with TemporaryDirectory(prefix="bench-") as name:
+        for engine, tasks in (("mock", parameters.tasks), ("native", max(1, parameters.tasks // 10))):
+            found[engine] = trio.run(_measure, Path(name), engine, tasks, parameters.capacity)
+    averages = (before, load_average())
+    document = {"date": date, "machine": machine(), "parameters": asdict(parameters), "load_average": averages}
+    text = _text(date, parameters, found, averages)
+    looks = {engine: [asdict(look) for look in each] for engine, each in found.items()}
+    (out / "soak.json").write_text(json.dumps({**document, "looks": looks}) + "\n")
+    (out / "soak.md").write_text(text)
+    print(text)
+
+
+async def _measure(folder: Path, engine: str, tasks: int, capacity: int) -> list[Look]:
+    work = folder / f"work-{engine}"
+    own = {
+        "taskQueueId": "bench/canned",
+        "workerId": "bench",
+        "capacity": capacity,
+        "workDir": str(work),
+        "minimumDiskSpace": 0,
+        "numberOfTasks": tasks,
+    }
+    config = trio.Path(folder / f"{engine}.yml")
+    await config.write_text(json.dumps({"engine": engine, "worker": own}))
+    payload = {"maxRunTime": 60, **({"command": [["/bin/true"]]} if engine == "native" else {})}
+    looks: list[Look] = []
+    async with open_canned(folder, payload, tasks) as queue:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "worker", "run", "--config", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=queue.environment(),
+        )
+        begun = time.monotonic()
+        async with ended(process):
+            with trio.fail_after(LIMIT):
+                while process.returncode is None:
+                    with trio.move_on_after(BETWEEN):
+                        await process.wait()
+                    if process.returncode is None:
+                        done = await reported(queue)
+                        looks.append(_look(process.pid, done, time.monotonic() - begun, work))
+                        print(f"{engine}: {done} of {tasks} tasks", end="\r", file=sys.stderr, flush=True)
+        await seconds_of(queue, tasks)
+    print(file=sys.stderr)
+    return [look for look in looks if look.tasks >= WARM * tasks]
+
+
+def _look(pid: int, tasks: int, seconds: float, work: Path) -> Look:
+    descriptors, threads = (sum(1 for _ in Path(f"/proc/{pid}/{what}").iterdir()) for what in ("fd", "task"))
+    return Look(tasks, seconds, memory_of(pid, "VmRSS"), descriptors, threads, sum(1 for _ in work.rglob("*")))
+
+
+def _text(date: str, parameters: Parameters, found: dict[str, list[Look]], averages: tuple[float, float]) -> str:
+    about = ", ".join(f"{name} {value}" for name, value in machine().items())
+    rows = []
+    for engine, looks in found.items():
+        if len(looks) < 2:
+            raise BenchmarkFailed(f"{engine}: the tasks were over before the worker could be looked at twice")
+        first, last = looks[0], looks[-1]
+        tenth = max(1, len(looks) // 10)
+        rows.append(
+            [
+                f"{engine}, {last.tasks}",
+                f"{first.memory / 2**20:.1f} to {last.memory / 2**20:.1f}",
+                f"{_slope(looks, 'memory'):.1f}",
+                f"{first.descriptors} to {last.descriptors}",
+                f"{first.threads} to {last.threads}",
+                f"{first.files} to {last.files}",
+                f"{_rate(looks[: tenth + 1]):.1f}",
+                f"{_rate(looks[-tenth - 1 :]):.1f}",
+            ]
+        )
+    columns = ["memory, MiB", "bytes a task", "descriptors", "threads", "files", "tasks/s, first", "last"]
+    return "\n".join(
+        [
+            f"# soak, {date}\n",
+            f"{parameters.capacity} tasks at once; looked at each second, from {WARM:.0%} of the tasks on.",
+            f"Machine: {about}; load average {averages[0]:.1f} before, {averages[1]:.1f} after.\n",
+            table(["", *columns], rows),
+            "",
+            "bytes a task: the slope of the memory by least squares. tasks/s: over the first and the last tenth.",
+            "",
+        ]
+    )
+
+
+def _slope(looks: list[Look], name: str) -> float:
+    tasks = [float(look.tasks) for look in looks]
+    return statistics.linear_regression(tasks, [float(getattr(look, name)) for look in looks]).slope
+
+
+def _rate(looks: list[Look]) -> float:
+    return (looks[-1].tasks - looks[0].tasks) / (looks[-1].seconds - looks[0].seconds)
