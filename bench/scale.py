@@ -31,7 +31,7 @@ from worker.ports import Ports
 
 SLEEP = "14399"  # seconds that a task would take; by this argument its process is known
 COUNTS = (1, 10, 100, 1000)
-WATCHED = 20.0  # seconds for which the tasks are watched; fewer where there are few tasks at most
+WATCHED = 20.0  # seconds for which the tasks are watched; fewer where there are fewer than 200
 BETWEEN_ASKED = 0.02  # seconds between two questions to the web server
 BEGIN_LIMIT = 120.0  # seconds until all tasks run
 END_LIMIT = 60.0  # seconds until all are dead
@@ -74,10 +74,14 @@ def run(parameters: Parameters, out: Path) -> None:
     print(text)
 
 
+def _watched(parameters: Parameters) -> float:
+    return min(WATCHED, parameters.tasks / 10)
+
+
 async def _measure_all(folder: Path, parameters: Parameters) -> tuple[list[Measured], list[Idle]]:
     found, idle = [], []
     counts = [*(count for count in COUNTS if count < parameters.tasks), parameters.tasks]
-    watched = min(WATCHED, parameters.tasks)
+    watched = _watched(parameters)
     for number in range(parameters.rounds):
         idle.append(await _idle(folder / f"{number}-idle", watched))
         for engine, tasks in itertools.product(("mock", "native"), counts):
@@ -130,7 +134,9 @@ async def _measure(folder: Path, engine: str, tasks: int, watched: float) -> Mea
 async def _idle(folder: Path, watched: float) -> Idle:
     await trio.Path(folder).mkdir()
     async with open_canned(folder, {}, 0) as queue, _worker(folder, "native", queue, 1) as (process, _):
-        return Idle(await _used(process, watched) / watched, memory_of(process.pid, "VmRSS"))
+        idle = Idle(await _used(process, watched) / watched, memory_of(process.pid, "VmRSS"))
+        process.send_signal(signal.SIGTERM)  # With the one that follows it waits for no claim.
+        return idle
 
 
 async def _used(process: trio.Process, watched: float) -> float:
@@ -252,7 +258,7 @@ def _text(
     return "\n".join(
         [
             f"# scale, {date}\n",
-            f"{parameters.rounds} rounds; tasks were watched for {min(WATCHED, parameters.tasks):.0f} s.",
+            f"{parameters.rounds} rounds; tasks were watched for {_watched(parameters):g} s.",
             f"Machine: {about}; load average {averages[0]:.1f} before, {averages[1]:.1f} after.\n",
             table(["", *columns], rows),
             "",
