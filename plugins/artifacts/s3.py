@@ -175,6 +175,17 @@ def member(method: str, answer: Answer, name: str) -> Any:
         raise QueueError(f"s3.{method}", f"the service's answer has no {name}") from None
 
 
+def etag(method: str, answer: Answer, sums: Mapping[str, str]) -> str:
+    """The ETag of bytes that were sent with `sums`; raises `QueueError` where there is none, or others are stored.
+
+    What is between us and the service may answer 200 by itself before it has read anything, and then nothing is stored.
+    """
+    name = "ChecksumSHA256"
+    if name in sums and answer.get(name, sums[name]) != sums[name]:
+        raise QueueError(f"s3.{method}", "the service has stored other bytes than were sent, by their SHA-256")
+    return str(member(method, answer, "ETag"))
+
+
 async def _cut_when_cancelled(body: Body) -> None:
     try:
         await trio.sleep_forever()

@@ -318,20 +318,36 @@ async def test_a_silent_bucket_delays_a_cancellation_by_twice_its_stall_at_most(
 
 
 MISSING = {
-    "UploadId": (b"POST", b"<InitiateMultipartUploadResult/>", "s3.create_multipart_upload"),
-    "ETag": (b"PUT", b"", "s3.upload_part"),
+    "s3.create_multipart_upload": (b"POST", b"<InitiateMultipartUploadResult/>", BIG, "UploadId"),
+    "s3.upload_part": (b"PUT", b"", BIG, "ETag"),
+    "s3.put_object": (b"PUT", b"", b"small", "ETag"),
 }
 
 
-@pytest.mark.parametrize("member", MISSING)
-async def test_a_service_whose_answers_lack_something_is_named(tmp_path: Path, server: Server, member: str) -> None:
-    verb, body, method = MISSING[member]
+@pytest.mark.parametrize("method", MISSING)
+async def test_a_service_whose_answers_lack_something_is_named(tmp_path: Path, server: Server, method: str) -> None:
+    verb, body, content, member = MISSING[method]
     async with open_bucket_world(tmp_path, server) as (world, proxy):
         proxy.break_next(a(verb), Fault(Break.STATUS, 1, 200, body=body))
-        world.write("big", BIG)
-        verdict = await world.upload(file("big", name="public/big", contentEncoding="identity"))
+        world.write("a", content)
+        verdict = await world.upload(file("a", name="public/a", contentEncoding="identity"))
         assert verdict.severity is Severity.RESOURCE_UNAVAILABLE
         assert verdict.message.endswith(f"{method}: the service's answer has no {member}")
+        assert references(world) == {}
+
+
+@pytest.mark.parametrize("content", [b"small", BIG], ids=["whole", "in parts"])
+async def test_a_service_that_has_stored_other_bytes_is_not_believed(
+    tmp_path: Path, server: Server, content: bytes
+) -> None:
+    async with open_bucket_world(tmp_path, server) as (world, proxy):
+        headers = (("ETag", '"x"'), ("x-amz-checksum-sha256", "AAAA"))
+        proxy.break_next(a(b"PUT"), Fault(Break.STATUS, 1, 200, headers, b""))
+        world.write("a", content)
+        verdict = await world.upload(file("a", name="public/a", contentEncoding="identity"))
+        assert verdict.severity is Severity.RESOURCE_UNAVAILABLE
+        assert "other bytes than were sent" in verdict.message
+        assert references(world) == {}
 
 
 async def test_a_queue_that_refuses_the_reference_fails_that_artifact(tmp_path: Path, server: Server) -> None:
