@@ -142,11 +142,17 @@ class S3:
                 answer: Answer = await self._ports.run_sync(call)
         except exceptions.ClientError as error:
             return self._refused(method, error.response)
-        except (exceptions.HTTPClientError, exceptions.IncompleteReadError, _Cut) as error:
+        except (
+            exceptions.NoCredentialsError,
+            exceptions.PartialCredentialsError,
+            exceptions.CredentialRetrievalError,
+        ) as error:
+            raise QueueError(f"s3.{method}", str(error)) from error  # it says what is missing
+        # Of all others never the text: it may have the object's URL, which is not to be guessed.
+        except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, _Cut) as error:
             return Transient(f"s3.{method}: {type(error).__name__}")
         except exceptions.BotoCoreError as error:
-            # Such as no credentials: its text says what is missing.
-            raise QueueError(f"s3.{method}", str(error)) from error
+            raise QueueError(f"s3.{method}", type(error).__name__) from None
         return answer
 
     def _refused(self, method: str, response: Mapping[str, Any]) -> Transient:

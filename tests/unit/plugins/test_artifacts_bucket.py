@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator
@@ -23,10 +24,12 @@ from s3_servers import BUCKET, Server, running
 from engines.base import SandboxFile
 from plugins.artifacts.bucketconfig import SMALLEST_PART, BucketConfig
 from plugins.artifacts.plugin import ArtifactsConfig
-from plugins.artifacts.s3 import base_url_of, make_client
+from plugins.artifacts.s3 import S3, base_url_of, make_client
 from worker.model import COMPLETED, Severity
-from worker.queue.errors import Conflict
+from worker.ports import Ports
+from worker.queue.errors import Conflict, QueueError, Unavailable
 from worker.queue.models import ReferenceArtifactRequest
+from worker.queue.retry import RetryPolicy
 from worker.testing.faultyproxy import Break, Fault, FaultyProxy, open_faulty_proxy
 from worker.testing.results import FolderResult
 from worker.testing.runs import TASK_ID
@@ -221,6 +224,27 @@ async def test_bad_keys_are_told(tmp_path: Path, server: Server, changed: str) -
         assert verdict.message.endswith(f"s3.put_object: 403 {code}")
         assert "WRONG-ONE" not in world.log
         assert references(world) == {}
+
+
+async def test_where_no_connection_is_made_it_is_tried_again() -> None:
+    with closing(socket.socket()) as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        keys = {"accessKeyId": "any", "secretAccessKey": "any", "region": "us-east-1"}
+        section = {"bucket": BUCKET, "endpoint": f"http://127.0.0.1:{deaf.getsockname()[1]}", **keys}
+        with closing(make_client(BucketConfig.model_validate(section))) as client:
+            s3 = S3(Ports(), client, BUCKET, RetryPolicy(attempts=2, first=0))
+            with pytest.raises(Unavailable) as caught:
+                await s3.call("put_object", b"x", Key="private/not-to-be-guessed")
+    assert str(caught.value) == (
+        "s3.put_object: no usable answer in 2 attempts: s3.put_object: EndpointConnectionError"
+    )
+
+
+async def test_what_boto3_says_of_a_call_is_not_told(server: Server) -> None:
+    s3 = S3(Ports(), server.client, BUCKET)
+    with pytest.raises(QueueError) as caught:
+        await s3.call("put_object", b"x", Key="private/not-to-be-guessed", Metadata={"not": "ascïi"})
+    assert str(caught.value) == "s3.put_object: ParamValidationError"
 
 
 class FickleFile(SandboxFile):
