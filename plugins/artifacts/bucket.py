@@ -58,7 +58,14 @@ class BucketStore(Store):
             stored = await upload.run(options)
         url = f"{self._base_url}/{quote(key)}"
         request = ReferenceArtifactRequest(content_type=artifact.content_type, expires=artifact.expires, url=url)
-        await artifact.queue.create_artifact(artifact.key, artifact.name, request)
+        try:
+            await artifact.queue.create_artifact(artifact.key, artifact.name, request)
+        except QueueError as error:
+            # Removing it would need one more permission, and the reference may be there though its answer was lost.
+            log.warning(
+                "%s: %s has no reference and stays in the bucket as %s: %s", artifact.key, artifact.name, key, error
+            )
+            raise
         log.info("%s: %s is stored: %d bytes, SHA-256 %s", artifact.key, artifact.name, stored.length, stored.sha256)
         return stored
 
@@ -232,7 +239,7 @@ class _Multipart:
                 return there
             raise refusal
 
-        await self._s3.repeated(method, attempt)
+        await self._s3.repeated(method, self._key, attempt)
 
     async def _find(self) -> Answer | Transient | None:
         """The object, if all of it is there; a `Transient` where that is not known."""

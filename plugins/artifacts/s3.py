@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -43,6 +44,8 @@ _PASSING = frozenset(
         "XAmzContentSHA256Mismatch",
     }
 )
+
+log = logging.getLogger(__name__)
 
 
 class _Cut(Exception):
@@ -101,11 +104,21 @@ class S3:
         async def attempt(_number: int) -> Answer | Transient:
             return await self.attempt(method, data, **parameters)
 
-        return await self.repeated(method, attempt)
+        return await self.repeated(method, parameters["Key"], attempt)
 
-    async def repeated(self, method: str, attempt: Callable[[int], Awaitable[Answer | Transient]]) -> Answer:
-        """What `attempt` gives, which is called with its number from 1. Raises as `call` does."""
-        result, attempts = await retrying(attempt, self._policy, self._ports.random)
+    async def repeated(self, method: str, key: str, attempt: Callable[[int], Awaitable[Answer | Transient]]) -> Answer:
+        """What `attempt` gives, which is called with its number from 1; each that fails is told in the worker's log.
+
+        Raises as `call` does.
+        """
+
+        async def told(number: int) -> Answer | Transient:
+            result = await attempt(number)
+            if isinstance(result, Transient):
+                log.warning("%s: attempt %d of s3.%s: %s", key, number, method, result.reason)
+            return result
+
+        result, attempts = await retrying(told, self._policy, self._ports.random)
         if isinstance(result, Transient):
             raise Unavailable(f"s3.{method}", attempts, result.reason)
         return result

@@ -153,7 +153,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-async def test_a_part_that_fails_is_repeated_alone(tmp_path: Path, server: Server, fault: Fault) -> None:
+async def test_a_part_that_fails_is_repeated_alone(
+    tmp_path: Path, server: Server, fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_bucket_world(tmp_path, server, stall=1) as (world, proxy):
         proxy.break_next(a(b"PUT", b"partNumber=2"), fault)
         world.write("big", BIG)
@@ -161,6 +163,8 @@ async def test_a_part_that_fails_is_repeated_alone(tmp_path: Path, server: Serve
         assert stored(server, "public/big")[0] == BIG
         assert proxy.broken == 1
         assert [line.split()[0] for line in proxy.seen].count("PUT") == 4
+        [told] = [record.getMessage() for record in caplog.records if record.name == "plugins.artifacts.s3"]
+        assert told.startswith(f"{TASK_ID}/0/public/big: attempt 1 of s3.upload_part: ")
 
 
 @pytest.mark.parametrize("step", [b"uploads", b"uploadId="])
@@ -374,12 +378,17 @@ async def test_a_service_that_has_stored_other_bytes_is_not_believed(
         assert references(world) == {}
 
 
-async def test_a_queue_that_refuses_the_reference_fails_that_artifact(tmp_path: Path, server: Server) -> None:
+async def test_a_queue_that_refuses_the_reference_fails_that_artifact(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_bucket_world(tmp_path, server) as (world, _):
         world.write("a")
         world.queue.refusals["public/a"] = Conflict("queue.createArtifact", 409, "RequestConflict", "exists")
         verdict = await world.upload(file("a", name="public/a"))
         assert verdict.severity is Severity.FAILED
+        [key] = keys(server)
+        [warning] = [record for record in caplog.records if record.name == "plugins.artifacts.bucket"]
+        assert f"public/a has no reference and stays in the bucket as {key}: " in warning.getMessage()
 
 
 async def test_what_is_stored_can_be_fetched_where_the_reference_says(tmp_path: Path, server: Server) -> None:
