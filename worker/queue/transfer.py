@@ -27,6 +27,9 @@ UPLOAD_POLICY = RetryPolicy(total=inf)
 # What storages answer for a URL that expired, or for a body that stalled: a fresh URL may do.
 _FRESH_URL_MAY_HELP = frozenset({400, 401, 403})
 
+# What S3 says with the same statuses of what no URL can mend.
+_FINAL = frozenset({"EntityTooLarge", "KeyTooLongError", "MetadataTooLarge"})
+
 # Of fewer bytes a hash takes less time than a thread does.
 _HASHED_INLINE = 32 * 1024
 
@@ -120,7 +123,8 @@ async def put(
         async with content.open() as source:
             await http.bulk.upload(url, _Hashed(source, digests), headers=headers, length=content.length)
     except BadStatus as error:
-        if not is_transient(error.status) and error.status not in _FRESH_URL_MAY_HELP:
+        mendable = error.status in _FRESH_URL_MAY_HELP and error.code not in _FINAL
+        if not (is_transient(error.status) or mendable):
             raise
         return Transient(str(error), parse_retry_after(error.retry_after, ports.now()))
     except (ConnectFailed, ConnectionLost, TimedOut) as error:

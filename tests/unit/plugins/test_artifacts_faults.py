@@ -265,6 +265,17 @@ async def test_a_storage_that_refuses_is_a_resource_that_is_missing(tmp_path: Pa
         assert "attempt=" not in verdict.message + world.log  # nothing of the presigned URL's query
 
 
+async def test_a_file_that_is_too_large_for_the_storage_is_not_sent_again(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.storage.answers = [400]
+        world.storage.refusal = b"<Error><Code>EntityTooLarge</Code></Error>"
+        world.write("a")
+        verdict = await world.upload(file("a"))
+        assert verdict.severity is Severity.RESOURCE_UNAVAILABLE
+        assert verdict.message.endswith("answered with status 400 EntityTooLarge")
+        assert world.announced == ["a"]
+
+
 async def test_no_room_for_compressing_is_a_resource_that_is_missing(tmp_path: Path) -> None:
     class FullDisk(Ports):
         async def run_sync(self, function: Callable[..., Any], /, *args: object) -> Any:
