@@ -69,9 +69,11 @@ class Result(ABC):
 
     @abstractmethod
     def walk(self, path: str) -> AsyncGenerator[str, None]:
-        """The regular files in the folder `path` and below, as paths relative to it, sorted in each folder.
+        """The regular files in the folder `path` and below, as paths relative to it.
 
-        Links are left out. Raises `File...` for the folder itself. Whoever leaves it early closes it (`aclosing`).
+        They are sorted in each folder, but for those of many thousands of entries, which come piece by piece: no folder
+        is in memory as a whole. Links are left out. Raises `File...` for the folder itself. Whoever leaves it early
+        closes it (`aclosing`).
         """
 
 

@@ -5,6 +5,7 @@ Each admits only as many callers as it may have connections; the others wait in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ CLOSE_LIMIT = 2.0  # seconds for saying goodbye to servers at the end
 
 # Shorter than servers and load balancers commonly keep an idle connection (60 s), so that they seldom close it on us.
 IDLE_LIMIT = 30.0
+
+_MAX_REFUSAL = 4096  # bytes of the answer to a refused upload that are looked at
+_CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 
 _DEFAULTS = {"accept": "*/*", "accept-encoding": "gzip", "user-agent": f"tc-worker/{version('tc-worker')}"}
 
@@ -54,12 +58,16 @@ class WrongLength(HttpError):
 
 
 class BadStatus(HttpError):
-    """A transfer was answered with `status`, not 2xx; `retry_after` is the answer's header of that name."""
+    """A transfer was answered with `status`, not 2xx; `retry_after` is the answer's header of that name.
 
-    def __init__(self, message: str, status: int, retry_after: str | None = None) -> None:
+    `code` is S3's name for it (`EntityTooLarge`), if any. The rest of such an answer may quote what was signed.
+    """
+
+    def __init__(self, message: str, status: int, retry_after: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,18 @@ class HttpStream:
                     pass
         with suppress(httpx.RequestError):
             await self._response.aclose()
+
+
+async def _code(stream: HttpStream) -> str | None:
+    """The code of an error of S3 that `stream` begins with, if it does."""
+    start = bytearray()
+    with suppress(HttpError):
+        async for chunk in stream.chunks():
+            start += chunk
+            if len(start) >= _MAX_REFUSAL:
+                break
+    found = _CODE.search(start[:_MAX_REFUSAL])
+    return found[1].decode() if found else None
 
 
 class _Chunks(AsyncIterator[bytes]):
@@ -261,8 +281,9 @@ class HttpClient:
         body = _Exactly(content, length, what)
         async with self.stream("PUT", url, headers={**others, "Content-Length": str(length)}, content=body) as stream:
             if not 200 <= stream.status < 300:
-                message = f"{what}: answered with status {stream.status}"
-                raise BadStatus(message, stream.status, stream.headers.get("Retry-After"))
+                code = await _code(stream)
+                message = f"{what}: answered with status {stream.status}" + (f" {code}" if code else "")
+                raise BadStatus(message, stream.status, stream.headers.get("Retry-After"), code)
             await stream.read()
 
     async def aclose(self) -> None:

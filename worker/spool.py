@@ -88,7 +88,7 @@ class Compression:
     """
 
     def __init__(self, ports: Ports, open_spool: Callable[[], IO[bytes]], method: Method = "gzip") -> None:
-        """`open_spool` makes the file to write to, without blocking; called again, in a thread, to begin anew."""
+        """`open_spool` makes the file to write to, without blocking; called again to begin anew."""
         self._ports = ports
         self._open_spool = open_spool
         self._method = method
@@ -100,24 +100,21 @@ class Compression:
         self.fed = 0  # bytes
 
     async def feed(self, chunk: bytes) -> None:
-        """Compress these too. Raises OSError where the folder has no room; after that only `restart` is of use."""
+        """Compress these too. Raises OSError where the folder has no room; then nothing is fed, and all begins anew."""
         await _perform(self._ports, self.fed + len(chunk) <= SMALL, self._compress, chunk)
 
     def _compress(self, chunk: bytes) -> None:
+        # All of it is here, where the caller's cancellation comes either before it or after it.
         if self._compressor is None:
             self._compressor = _compressor(self._method)
-        self._spool.write(self._compressor.compress(chunk))
-        # Here, where the caller's cancellation comes either before it or after it.
+        try:
+            self._spool.write(self._compressor.compress(chunk))
+        except BaseException:
+            # A new file: the old one still has bytes in its buffer, which would fail again or come too late.
+            self._close()
+            self._begin()
+            raise
         self.fed += len(chunk)
-
-    async def restart(self) -> None:
-        """Forget what was fed."""
-        await self._ports.run_sync(self._restart)
-
-    def _restart(self) -> None:
-        # A new file: on a full disk the old one still has bytes in its buffer, which would fail again or come too late.
-        self._close()
-        self._begin()
 
     def _close(self) -> None:
         with suppress(OSError):  # the disk is full; nobody wants what is in the buffer

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from itertools import islice
 from pathlib import Path
 
 from engines.base import Ended, FileInvalid, FileMissing, FileUnreadable, Result, SandboxFile
 from worker.ports import Ports
+
+PIECE = 10_000  # entries of a folder that are in memory at once
 
 
 class LocalFile(SandboxFile):
@@ -27,8 +30,10 @@ class LocalFile(SandboxFile):
 class FolderResult(Result):
     """What is in `directory`. A relative path must not lead out of it, by links neither; an absolute one may."""
 
-    def __init__(self, ports: Ports, directory: Path, ended: Ended | None) -> None:
+    def __init__(self, ports: Ports, directory: Path, ended: Ended | None, *, piece: int = PIECE) -> None:
+        """A walk has `piece` entries of a folder in memory at once."""
         self._ports = ports
+        self._piece = piece
         self._directory = directory
         self.ended = ended
 
@@ -42,13 +47,21 @@ class FolderResult(Result):
 
     async def walk(self, path: str) -> AsyncGenerator[str, None]:
         top = await self._ports.run_sync(self._folder, path)
-        folders = [""]  # as deep as the tree is wide, not as it is large: each folder's own list is dropped when done
-        while folders:
-            folder = folders.pop()
-            below, files = await self._ports.run_sync(_entries, top, folder)
-            folders += reversed(below)
-            for name in files:
-                yield name
+        # From the top to where it is: a piece of each, and a descriptor of those alone that are larger than a piece.
+        folders = [_Folder(top, "", self._piece)]
+        try:
+            while folders:
+                folder = folders[-1]
+                if folder.below:
+                    folders.append(_Folder(top, folder.below.pop(), self._piece))
+                elif folder.done:
+                    folders.pop()
+                else:
+                    for name in await self._ports.run_sync(folder.read):
+                        yield name
+        finally:
+            for folder in folders:
+                folder.close()
 
     def _resolve(self, path: str) -> Path:
         try:
@@ -88,21 +101,42 @@ class FolderResult(Result):
         return resolved
 
 
-def _entries(top: Path, folder: str) -> tuple[list[str], list[str]]:
-    """The folders and the regular files in `folder`, as paths relative to `top`, each list sorted."""
-    folders, files = [], []
-    try:
-        with os.scandir(top / folder) as entries:
-            for entry in entries:
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(name)
-                elif entry.is_file(follow_symlinks=False):
-                    files.append(name)
-    except FileNotFoundError:
-        return [], []
-    except PermissionError:
-        raise FileUnreadable(f"{folder} may not be read") from None
-    except OSError as error:  # such as a path that is longer than the system allows
-        raise FileInvalid(f"{folder[:200]} cannot be read: {error.strerror}") from None
-    return sorted(folders), sorted(files)
+class _Folder:
+    """One folder of a walk, read piece by piece. All that it does blocks."""
+
+    def __init__(self, top: Path, folder: str, piece: int) -> None:
+        self._top = top
+        self._folder = folder
+        self._piece = piece
+        self._entries: Iterator[os.DirEntry[str]] | None = None
+        self._stack = ExitStack()
+        self.below: list[str] = []  # the folders of the last piece, relative to the top, the first one last
+        self.done = False
+
+    def read(self) -> list[str]:
+        """The regular files among the next `piece` entries, relative to the top, sorted; `done` if these are all."""
+        try:
+            return self._read()
+        except FileNotFoundError:
+            self.close()
+            return []
+        except PermissionError:
+            raise FileUnreadable(f"{self._folder} may not be read") from None
+        except OSError as error:  # such as a path that is longer than the system allows
+            raise FileInvalid(f"{self._folder[:200]} cannot be read: {error.strerror}") from None
+
+    def _read(self) -> list[str]:
+        if self._entries is None:
+            self._entries = self._stack.enter_context(os.scandir(self._top / self._folder))
+        piece = list(islice(self._entries, self._piece))
+        if len(piece) < self._piece:
+            self.close()
+        prefix = f"{self._folder}/" if self._folder else ""
+        below = [prefix + entry.name for entry in piece if entry.is_dir(follow_symlinks=False)]
+        self.below = sorted(below, reverse=True)
+        return sorted(prefix + entry.name for entry in piece if entry.is_file(follow_symlinks=False))
+
+    def close(self) -> None:
+        """Read no more of it."""
+        self.done = True
+        self._stack.close()

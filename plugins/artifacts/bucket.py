@@ -18,7 +18,7 @@ from urllib.parse import quote
 import trio
 
 from plugins.artifacts.bucketconfig import BucketConfig
-from plugins.artifacts.s3 import S3, Answer, Refused, base_url_of, checksums, make_client, member
+from plugins.artifacts.s3 import S3, Answer, Refused, base_url_of, checksums, etag, make_client, member
 from plugins.artifacts.stores import Store
 from worker.http import WrongLength
 from worker.model import RunKey
@@ -58,7 +58,14 @@ class BucketStore(Store):
             stored = await upload.run(options)
         url = f"{self._base_url}/{quote(key)}"
         request = ReferenceArtifactRequest(content_type=artifact.content_type, expires=artifact.expires, url=url)
-        await artifact.queue.create_artifact(artifact.key, artifact.name, request)
+        try:
+            await artifact.queue.create_artifact(artifact.key, artifact.name, request)
+        except QueueError as error:
+            # Removing it would need one more permission, and the reference may be there though its answer was lost.
+            log.warning(
+                "%s: %s has no reference and stays in the bucket as %s: %s", artifact.key, artifact.name, key, error
+            )
+            raise
         log.info("%s: %s is stored: %d bytes, SHA-256 %s", artifact.key, artifact.name, stored.length, stored.sha256)
         return stored
 
@@ -88,7 +95,8 @@ class BucketStore(Store):
             await digests.update(data)
             sums = await self._ports.run_sync(checksums, data, self._config.checksum)
             options["Metadata"]["sha256"] = digests.stored(len(data)).sha256
-            await self._s3.call("put_object", data, Key=key, **options, **sums)
+            method = "put_object"
+            etag(method, await self._s3.call(method, data, Key=key, **options, **sums), sums)
         return digests.stored(len(data))
 
     @asynccontextmanager
@@ -203,8 +211,9 @@ class _Multipart:
             sums = await self._ports.run_sync(checksums, data, self._config.checksum)
             method = "upload_part"
             answer = await self._s3.call(method, data, Key=self._key, UploadId=upload_id, PartNumber=number, **sums)
-            sums.pop("ContentMD5", None)
-            self._parts.append({"PartNumber": number, "ETag": member(method, answer, "ETag"), **sums})
+            part = {"PartNumber": number, "ETag": etag(method, answer, sums), **sums}
+            part.pop("ContentMD5", None)
+            self._parts.append(part)
         except QueueError as error:
             self._fail(error, scope)
         finally:
@@ -230,7 +239,7 @@ class _Multipart:
                 return there
             raise refusal
 
-        await self._s3.repeated(method, attempt)
+        await self._s3.repeated(method, self._key, attempt)
 
     async def _find(self) -> Answer | Transient | None:
         """The object, if all of it is there; a `Transient` where that is not known."""

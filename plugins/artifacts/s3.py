@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -43,6 +44,8 @@ _PASSING = frozenset(
         "XAmzContentSHA256Mismatch",
     }
 )
+
+log = logging.getLogger(__name__)
 
 
 class _Cut(Exception):
@@ -101,11 +104,21 @@ class S3:
         async def attempt(_number: int) -> Answer | Transient:
             return await self.attempt(method, data, **parameters)
 
-        return await self.repeated(method, attempt)
+        return await self.repeated(method, parameters["Key"], attempt)
 
-    async def repeated(self, method: str, attempt: Callable[[int], Awaitable[Answer | Transient]]) -> Answer:
-        """What `attempt` gives, which is called with its number from 1. Raises as `call` does."""
-        result, attempts = await retrying(attempt, self._policy, self._ports.random)
+    async def repeated(self, method: str, key: str, attempt: Callable[[int], Awaitable[Answer | Transient]]) -> Answer:
+        """What `attempt` gives, which is called with its number from 1; each that fails is told in the worker's log.
+
+        Raises as `call` does.
+        """
+
+        async def told(number: int) -> Answer | Transient:
+            result = await attempt(number)
+            if isinstance(result, Transient):
+                log.warning("%s: attempt %d of s3.%s: %s", key, number, method, result.reason)
+            return result
+
+        result, attempts = await retrying(told, self._policy, self._ports.random)
         if isinstance(result, Transient):
             raise Unavailable(f"s3.{method}", attempts, result.reason)
         return result
@@ -142,11 +155,17 @@ class S3:
                 answer: Answer = await self._ports.run_sync(call)
         except exceptions.ClientError as error:
             return self._refused(method, error.response)
-        except (exceptions.HTTPClientError, exceptions.IncompleteReadError, _Cut) as error:
+        except (
+            exceptions.NoCredentialsError,
+            exceptions.PartialCredentialsError,
+            exceptions.CredentialRetrievalError,
+        ) as error:
+            raise QueueError(f"s3.{method}", str(error)) from error  # it says what is missing
+        # Of all others never the text: it may have the object's URL, which is not to be guessed.
+        except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, _Cut) as error:
             return Transient(f"s3.{method}: {type(error).__name__}")
         except exceptions.BotoCoreError as error:
-            # Such as no credentials: its text says what is missing.
-            raise QueueError(f"s3.{method}", str(error)) from error
+            raise QueueError(f"s3.{method}", type(error).__name__) from None
         return answer
 
     def _refused(self, method: str, response: Mapping[str, Any]) -> Transient:
@@ -173,6 +192,17 @@ def member(method: str, answer: Answer, name: str) -> Any:
         return answer[name]
     except KeyError:
         raise QueueError(f"s3.{method}", f"the service's answer has no {name}") from None
+
+
+def etag(method: str, answer: Answer, sums: Mapping[str, str]) -> str:
+    """The ETag of bytes that were sent with `sums`; raises `QueueError` where there is none, or others are stored.
+
+    What is between us and the service may answer 200 by itself before it has read anything, and then nothing is stored.
+    """
+    name = "ChecksumSHA256"
+    if name in sums and answer.get(name, sums[name]) != sums[name]:
+        raise QueueError(f"s3.{method}", "the service has stored other bytes than were sent, by their SHA-256")
+    return str(member(method, answer, "ETag"))
 
 
 async def _cut_when_cancelled(body: Body) -> None:

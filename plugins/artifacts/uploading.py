@@ -10,7 +10,7 @@ from typing import Literal
 from engines.base import FileInvalid, FileMissing, FileUnreadable, Result, SandboxFile
 from plugins.artifacts.content import StoredEncoding, content_type_of, encoding_of
 from plugins.artifacts.contents import FileChanged, compressed, plain
-from plugins.artifacts.payload import ArtifactsPayload, Declared
+from plugins.artifacts.payload import ArtifactsPayload, Declared, name_problem
 from plugins.artifacts.progress import Progress
 from plugins.artifacts.report import Remark, Report
 from plugins.artifacts.stores import Store
@@ -130,6 +130,8 @@ class Uploader:
             self.blame(upload, text)
             return
         self._remark(upload, Severity.FAILED, text)
+        if name_problem(upload.name):
+            return  # A directory may be named `.`, which the queue would refuse: the log has it, and the verdict.
         request = ErrorArtifactRequest(
             expires=upload.item.expires, message=text[:MAX_MESSAGE], reason=_reason(error), storage_type="error"
         )

@@ -2,7 +2,8 @@
 
     files, directories ─ schedule ─▶ bounded channel ─▶ uploads at once ─▶ report
 
-Neither a large directory nor a large file is ever in memory as a whole.
+Neither a large directory nor a large file is ever in memory as a whole; of directories that may share names the names
+are (`Names`).
 """
 
 from __future__ import annotations

@@ -31,7 +31,6 @@ class BackingLog:
                 await self._feed()
         except OSError as error:
             log.warning("%s: compressed at its end, not now: %s", self._file.path.name, error.strerror or error)
-            await self._compression.restart()
 
     async def finish(self) -> Content:
         """The whole log, once it is closed: compressed, or `plain` where there is no room for that."""

@@ -211,6 +211,27 @@ async def test_refused_upload_keeps_the_status_and_hides_the_query() -> None:
     assert "topsecret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"<Error><Code>EntityTooLarge</Code><Message>topsecret</Message></Error>", "EntityTooLarge"),
+        (b"<Code>top secret</Code>", None),
+        (b"topsecret" * 1000 + b"<Code>TooFarAway</Code>", None),
+        (b"", None),
+    ],
+)
+async def test_of_a_refused_uploads_answer_only_the_code_is_told(body: bytes, code: str | None) -> None:
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await received(receive)
+        await answer(send, 400, body)
+
+    async with served(app) as (url, client):
+        with pytest.raises(BadStatus) as caught:
+            await client.upload(url, chunks(b"abc"), headers={}, length=3)
+    assert caught.value.code == code
+    assert str(caught.value).endswith("answered with status 400" + (f" {code}" if code else ""))
+
+
 @pytest.mark.parametrize("length", [2, 4])
 async def test_content_of_another_length_is_noticed(length: int) -> None:
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:

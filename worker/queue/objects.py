@@ -15,7 +15,7 @@ from typing import TypeVar
 from worker.http import HttpClients, WrongLength
 from worker.ports import Ports
 from worker.queue.credentials import Credentials
-from worker.queue.errors import ApiError, Conflict, Forbidden, QueueError, Unauthorized, Unavailable
+from worker.queue.errors import ApiError, Conflict, Forbidden, QueueError, Unauthorized
 from worker.queue.models import (
     CreateUploadRequest,
     CreateUploadResponse,
@@ -27,9 +27,9 @@ from worker.queue.models import (
     PutUrlUploadRequest,
     UploadHashes,
 )
-from worker.queue.retry import RetryPolicy, Transient, retrying
+from worker.queue.retry import RetryPolicy, Transient
 from worker.queue.services import ObjectService
-from worker.queue.transfer import Digests, NewArtifact, Stored, put, read_all
+from worker.queue.transfer import Digests, NewArtifact, Stored, put, read_all, repeated
 
 T = TypeVar("T")
 
@@ -47,9 +47,7 @@ async def upload_object(http: HttpClients, ports: Ports, artifact: NewArtifact, 
     upload = _ObjectUpload(http, ports, artifact)
     try:
         await upload.create()
-        result, attempts = await retrying(upload.attempt, policy, ports.random)
-        if isinstance(result, Transient):
-            raise Unavailable(f"upload of {artifact.name}", attempts, result.reason)
+        result = await repeated(ports, artifact, policy, upload.attempt)
         await artifact.queue.finish_artifact(artifact.key, artifact.name, upload.created.upload_id)
     except Conflict as error:
         if error.method == "queue.createArtifact" and error.attempts == 1:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,8 @@ import trio
 from worker.http import BadStatus, ConnectFailed, ConnectionLost, HttpClients, TimedOut
 from worker.model import RunKey
 from worker.ports import Ports
-from worker.queue.retry import RetryPolicy, Transient, is_transient, parse_retry_after
+from worker.queue.errors import Unavailable
+from worker.queue.retry import RetryPolicy, Transient, is_transient, parse_retry_after, retrying
 from worker.queue.services import Queue
 
 OpenContent = Callable[[], AbstractAsyncContextManager[AsyncIterable[bytes]]]
@@ -25,8 +27,13 @@ UPLOAD_POLICY = RetryPolicy(total=inf)
 # What storages answer for a URL that expired, or for a body that stalled: a fresh URL may do.
 _FRESH_URL_MAY_HELP = frozenset({400, 401, 403})
 
+# What S3 says with the same statuses of what no URL can mend.
+_FINAL = frozenset({"EntityTooLarge", "KeyTooLongError", "MetadataTooLarge"})
+
 # Of fewer bytes a hash takes less time than a thread does.
 _HASHED_INLINE = 32 * 1024
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +123,36 @@ async def put(
         async with content.open() as source:
             await http.bulk.upload(url, _Hashed(source, digests), headers=headers, length=content.length)
     except BadStatus as error:
-        if not is_transient(error.status) and error.status not in _FRESH_URL_MAY_HELP:
+        mendable = error.status in _FRESH_URL_MAY_HELP and error.code not in _FINAL
+        if not (is_transient(error.status) or mendable):
             raise
         return Transient(str(error), parse_retry_after(error.retry_after, ports.now()))
     except (ConnectFailed, ConnectionLost, TimedOut) as error:
         return Transient(str(error))
     return digests.stored(content.length)
+
+
+async def repeated(
+    ports: Ports,
+    artifact: NewArtifact,
+    policy: RetryPolicy,
+    attempt: Callable[[int], Awaitable[Stored | Transient]],
+) -> Stored:
+    """What `attempt` gives, which is called until it succeeds; each that fails is told in the worker's log.
+
+    Raises `Unavailable` when the policy gives up, and what `attempt` raises.
+    """
+
+    async def told(number: int) -> Stored | Transient:
+        result = await attempt(number)
+        if isinstance(result, Transient):
+            log.warning("%s: %s: attempt %d to store it: %s", artifact.key, artifact.name, number, result.reason)
+        return result
+
+    result, attempts = await retrying(told, policy, ports.random)
+    if isinstance(result, Transient):
+        raise Unavailable(f"upload of {artifact.name}", attempts, result.reason)
+    return result
 
 
 async def read_all(content: Content) -> bytes:

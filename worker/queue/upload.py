@@ -7,11 +7,11 @@ from typing import Literal
 
 from worker.http import HttpClients
 from worker.ports import Ports
-from worker.queue.errors import ApiError, Unavailable
+from worker.queue.errors import ApiError
 from worker.queue.models import S3ArtifactRequest
 from worker.queue.objects import upload_object
-from worker.queue.retry import RetryPolicy, Transient, retrying
-from worker.queue.transfer import UPLOAD_POLICY, NewArtifact, Stored, put
+from worker.queue.retry import RetryPolicy, Transient
+from worker.queue.transfer import UPLOAD_POLICY, NewArtifact, Stored, put, repeated
 
 StorageType = Literal["s3", "object"]
 
@@ -95,7 +95,4 @@ class DeploymentStorage:
                 headers["Content-Encoding"] = content.encoding
             return await put(self._http, self._ports, answer.put_url, headers, content)
 
-        result, attempts = await retrying(attempt, self._policy, self._ports.random)
-        if isinstance(result, Transient):
-            raise Unavailable(f"upload of {artifact.name}", attempts, result.reason)
-        return result
+        return await repeated(self._ports, artifact, self._policy, attempt)

@@ -3,9 +3,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -22,6 +23,8 @@ from worker.ports import Ports
 from worker.process import open_containment, owner_of
 from worker.services import Services
 from worker.testing.runs import log_text, open_run, open_services
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -207,6 +210,38 @@ async def test_a_walk_finds_regular_files_and_follows_no_links(tmp_path: Path) -
     os.mkfifo(task / "fifo")
     result = FolderResult(Ports(), task, None)
     assert [name async for name in result.walk(".")] == ["a", "b/two"]
+
+
+def open_files() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+async def test_a_walk_never_has_a_large_folder_in_memory_as_a_whole(tmp_path: Path) -> None:
+    class Watching(Ports):
+        """Sees how many names come from a thread."""
+
+        most = 0
+
+        async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+            result = await super().run_sync(function, *args)
+            if isinstance(result, list):
+                self.most = max(self.most, len(result))
+            return result
+
+    names = [f"{number:05}" for number in range(25)]
+    for name in names:
+        (tmp_path / name).touch()
+    for number in range(3):
+        (tmp_path / f"folder{number}").mkdir()
+        (tmp_path / f"folder{number}/file").touch()
+    before, ports = open_files(), Watching()
+    result = FolderResult(ports, tmp_path, None, piece=10)
+    found = [name async for name in result.walk(".")]
+    assert sorted(found) == [*names, *(f"folder{number}/file" for number in range(3))]
+    assert 0 < ports.most <= 10
+    async with aclosing(result.walk(".")) as walk:
+        await anext(walk)
+    assert open_files() == before
 
 
 async def test_a_process_that_keeps_the_pipe_open_from_outside_delays_the_end_by_its_limit_only(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Put:
 
 @dataclass
 class Storage:
-    """Takes PUTs. `answers` has statuses for the first ones.
+    """Takes PUTs. `answers` has statuses for the first ones; `refusal` is the body of those that are not 200.
 
     With a `gate` they wait for it before they are answered, and with a `door` before their bodies are read; `arrivals`
     counts those that came as far.
@@ -56,6 +56,7 @@ class Storage:
 
     puts: dict[str, Put] = field(default_factory=dict)
     answers: list[int] = field(default_factory=list)
+    refusal: bytes = b""
     gate: trio.Event | None = None
     door: trio.Event | None = None
     arrivals: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(0))
@@ -80,8 +81,10 @@ class Storage:
         status = self.answers.pop(0) if self.answers else 200
         if status == 200:
             self.puts[unquote(scope["path"]).removeprefix("/")] = put
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body"})
+        body = b"" if status == 200 else self.refusal
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     async def _receive(self, scope: Any, receive: Any) -> Put | None:
         assert scope["method"] == "PUT"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator
@@ -23,10 +24,12 @@ from s3_servers import BUCKET, Server, running
 from engines.base import SandboxFile
 from plugins.artifacts.bucketconfig import SMALLEST_PART, BucketConfig
 from plugins.artifacts.plugin import ArtifactsConfig
-from plugins.artifacts.s3 import base_url_of, make_client
+from plugins.artifacts.s3 import S3, base_url_of, make_client
 from worker.model import COMPLETED, Severity
-from worker.queue.errors import Conflict
+from worker.ports import Ports
+from worker.queue.errors import Conflict, QueueError, Unavailable
 from worker.queue.models import ReferenceArtifactRequest
+from worker.queue.retry import RetryPolicy
 from worker.testing.faultyproxy import Break, Fault, FaultyProxy, open_faulty_proxy
 from worker.testing.results import FolderResult
 from worker.testing.runs import TASK_ID
@@ -150,7 +153,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-async def test_a_part_that_fails_is_repeated_alone(tmp_path: Path, server: Server, fault: Fault) -> None:
+async def test_a_part_that_fails_is_repeated_alone(
+    tmp_path: Path, server: Server, fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_bucket_world(tmp_path, server, stall=1) as (world, proxy):
         proxy.break_next(a(b"PUT", b"partNumber=2"), fault)
         world.write("big", BIG)
@@ -158,6 +163,8 @@ async def test_a_part_that_fails_is_repeated_alone(tmp_path: Path, server: Serve
         assert stored(server, "public/big")[0] == BIG
         assert proxy.broken == 1
         assert [line.split()[0] for line in proxy.seen].count("PUT") == 4
+        [told] = [record.getMessage() for record in caplog.records if record.name == "plugins.artifacts.s3"]
+        assert told.startswith(f"{TASK_ID}/0/public/big: attempt 1 of s3.upload_part: ")
 
 
 @pytest.mark.parametrize("step", [b"uploads", b"uploadId="])
@@ -221,6 +228,27 @@ async def test_bad_keys_are_told(tmp_path: Path, server: Server, changed: str) -
         assert verdict.message.endswith(f"s3.put_object: 403 {code}")
         assert "WRONG-ONE" not in world.log
         assert references(world) == {}
+
+
+async def test_where_no_connection_is_made_it_is_tried_again() -> None:
+    with closing(socket.socket()) as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        keys = {"accessKeyId": "any", "secretAccessKey": "any", "region": "us-east-1"}
+        section = {"bucket": BUCKET, "endpoint": f"http://127.0.0.1:{deaf.getsockname()[1]}", **keys}
+        with closing(make_client(BucketConfig.model_validate(section))) as client:
+            s3 = S3(Ports(), client, BUCKET, RetryPolicy(attempts=2, first=0))
+            with pytest.raises(Unavailable) as caught:
+                await s3.call("put_object", b"x", Key="private/not-to-be-guessed")
+    assert str(caught.value) == (
+        "s3.put_object: no usable answer in 2 attempts: s3.put_object: EndpointConnectionError"
+    )
+
+
+async def test_what_boto3_says_of_a_call_is_not_told(server: Server) -> None:
+    s3 = S3(Ports(), server.client, BUCKET)
+    with pytest.raises(QueueError) as caught:
+        await s3.call("put_object", b"x", Key="private/not-to-be-guessed", Metadata={"not": "ascïi"})
+    assert str(caught.value) == "s3.put_object: ParamValidationError"
 
 
 class FickleFile(SandboxFile):
@@ -318,28 +346,49 @@ async def test_a_silent_bucket_delays_a_cancellation_by_twice_its_stall_at_most(
 
 
 MISSING = {
-    "UploadId": (b"POST", b"<InitiateMultipartUploadResult/>", "s3.create_multipart_upload"),
-    "ETag": (b"PUT", b"", "s3.upload_part"),
+    "s3.create_multipart_upload": (b"POST", b"<InitiateMultipartUploadResult/>", BIG, "UploadId"),
+    "s3.upload_part": (b"PUT", b"", BIG, "ETag"),
+    "s3.put_object": (b"PUT", b"", b"small", "ETag"),
 }
 
 
-@pytest.mark.parametrize("member", MISSING)
-async def test_a_service_whose_answers_lack_something_is_named(tmp_path: Path, server: Server, member: str) -> None:
-    verb, body, method = MISSING[member]
+@pytest.mark.parametrize("method", MISSING)
+async def test_a_service_whose_answers_lack_something_is_named(tmp_path: Path, server: Server, method: str) -> None:
+    verb, body, content, member = MISSING[method]
     async with open_bucket_world(tmp_path, server) as (world, proxy):
         proxy.break_next(a(verb), Fault(Break.STATUS, 1, 200, body=body))
-        world.write("big", BIG)
-        verdict = await world.upload(file("big", name="public/big", contentEncoding="identity"))
+        world.write("a", content)
+        verdict = await world.upload(file("a", name="public/a", contentEncoding="identity"))
         assert verdict.severity is Severity.RESOURCE_UNAVAILABLE
         assert verdict.message.endswith(f"{method}: the service's answer has no {member}")
+        assert references(world) == {}
 
 
-async def test_a_queue_that_refuses_the_reference_fails_that_artifact(tmp_path: Path, server: Server) -> None:
+@pytest.mark.parametrize("content", [b"small", BIG], ids=["whole", "in parts"])
+async def test_a_service_that_has_stored_other_bytes_is_not_believed(
+    tmp_path: Path, server: Server, content: bytes
+) -> None:
+    async with open_bucket_world(tmp_path, server) as (world, proxy):
+        headers = (("ETag", '"x"'), ("x-amz-checksum-sha256", "AAAA"))
+        proxy.break_next(a(b"PUT"), Fault(Break.STATUS, 1, 200, headers, b""))
+        world.write("a", content)
+        verdict = await world.upload(file("a", name="public/a", contentEncoding="identity"))
+        assert verdict.severity is Severity.RESOURCE_UNAVAILABLE
+        assert "other bytes than were sent" in verdict.message
+        assert references(world) == {}
+
+
+async def test_a_queue_that_refuses_the_reference_fails_that_artifact(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_bucket_world(tmp_path, server) as (world, _):
         world.write("a")
         world.queue.refusals["public/a"] = Conflict("queue.createArtifact", 409, "RequestConflict", "exists")
         verdict = await world.upload(file("a", name="public/a"))
         assert verdict.severity is Severity.FAILED
+        [key] = keys(server)
+        [warning] = [record for record in caplog.records if record.name == "plugins.artifacts.bucket"]
+        assert f"public/a has no reference and stays in the bucket as {key}: " in warning.getMessage()
 
 
 async def test_what_is_stored_can_be_fetched_where_the_reference_says(tmp_path: Path, server: Server) -> None:

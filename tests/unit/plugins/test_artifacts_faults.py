@@ -18,7 +18,7 @@ from plugins.artifacts.plugin import ArtifactsConfig
 from plugins.artifacts.report import REMEMBERED, Remark, Report
 from worker.model import COMPLETED, Severity, Verdict
 from worker.ports import Ports
-from worker.queue.errors import Conflict, Forbidden, Unavailable
+from worker.queue.errors import ApiError, Conflict, Forbidden, Unavailable
 from worker.queue.models import ErrorArtifactRequest
 from worker.spool import SMALL
 from worker.testing.results import FolderResult
@@ -59,6 +59,16 @@ async def test_every_fault_has_its_reason(tmp_path: Path, item: dict[str, Any], 
         assert world.errors == {item["path"]: reason}
         assert verdict.severity is Severity.FAILED
         assert item["path"] in verdict.message
+
+
+@pytest.mark.parametrize("name", [".", "./"])
+async def test_a_directory_whose_name_is_no_artifacts_is_told_in_the_log_alone(tmp_path: Path, name: str) -> None:
+    async with open_world(tmp_path) as world:
+        world.queue.refusals[name] = ApiError("queue.createArtifact", 400, "InputValidationError", "no such name")
+        verdict = await world.upload(directory("missing", name=name))
+        text = f"artifact {name} was not uploaded: there is nothing at missing"
+        assert verdict == Verdict(Severity.FAILED, text)
+        assert world.log.splitlines()[-1] == f"[taskcluster:error] {text}"
 
 
 async def test_a_task_may_have_only_so_much(tmp_path: Path) -> None:
@@ -253,6 +263,17 @@ async def test_a_storage_that_refuses_is_a_resource_that_is_missing(tmp_path: Pa
         assert verdict.severity is Severity.RESOURCE_UNAVAILABLE
         assert verdict.message.endswith("answered with status 404")
         assert "attempt=" not in verdict.message + world.log  # nothing of the presigned URL's query
+
+
+async def test_a_file_that_is_too_large_for_the_storage_is_not_sent_again(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        world.storage.answers = [400]
+        world.storage.refusal = b"<Error><Code>EntityTooLarge</Code></Error>"
+        world.write("a")
+        verdict = await world.upload(file("a"))
+        assert verdict.severity is Severity.RESOURCE_UNAVAILABLE
+        assert verdict.message.endswith("answered with status 400 EntityTooLarge")
+        assert world.announced == ["a"]
 
 
 async def test_no_room_for_compressing_is_a_resource_that_is_missing(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ async def test_large_compressed_content_is_spooled_and_leaves_nothing_behind(tmp
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
 async def test_an_upload_that_fails_is_tried_again_from_the_start_with_a_fresh_url(
-    tmp_path: Path, encoding: str
+    tmp_path: Path, encoding: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_world(tmp_path) as world:
         world.storage.answers = [503]
@@ -170,6 +170,10 @@ async def test_an_upload_that_fails_is_tried_again_from_the_start_with_a_fresh_u
         assert await world.upload(file("a.txt", contentEncoding=encoding)) == COMPLETED
         assert world.storage.puts["a.txt"].content == b"x" * 1000
         assert world.announced == ["a.txt", "a.txt"]
+        [told] = [record.getMessage() for record in caplog.records if record.name == "worker.queue.transfer"]
+        assert re.search(
+            r"a\.txt: attempt 1 to store it: PUT http://127\.0\.0\.1:\d+/: answered with status 503$", told
+        )
 
 
 async def test_a_task_that_failed_has_its_artifacts_too(tmp_path: Path) -> None:

@@ -90,23 +90,32 @@ async def test_a_cancel_in_the_midst_leaves_no_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", range(MEBIBYTE, MEBIBYTE + 2 * BATCH, 64 * 1024 - 1))
-async def test_a_disk_that_was_full_meanwhile_costs_nothing_but_time(tmp_path: Path, room: int) -> None:
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_disk_that_was_full_meanwhile_costs_nothing_but_time(
+    tmp_path: Path, room: int, cancelled: bool
+) -> None:
     class Disk(Ports):
         """Has `room` for each file of this process while it is full; the rest is in real files, with their buffers."""
 
         full = True
 
         async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
-            if function.__name__ not in {"_compress", "_restart"} or not self.full:
+            if function.__name__ != "_compress" or not self.full:
                 return await super().run_sync(function, *args)
-            with a_file_takes(room):
-                return await super().run_sync(function, *args)
+            try:
+                with a_file_takes(room):
+                    return await super().run_sync(function, *args)
+            except OSError:
+                if cancelled:
+                    scope.cancel()
+                raise
 
-    data, disk = os.urandom(MEBIBYTE + 3 * BATCH), Disk()
+    data, disk, scope = os.urandom(MEBIBYTE + 3 * BATCH), Disk(), trio.CancelScope()
     async with world(tmp_path, disk) as (file, backing):
         file.append(data)
         await file.flush()
-        await backing.keep_up()
+        with scope:
+            await backing.keep_up()
         disk.full = False
         file.close()
         assert await content(await backing.finish()) == data
