@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import resource
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -39,7 +41,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugins.mounts.extraction import Limits, Unpacking, decompression, extraction, perform
-from plugins.mounts.formats import ARCHIVES
+from plugins.mounts.formats import ARCHIVES, PIECE, unpacked
 from plugins.mounts.kept import Settled, settling
 from plugins.mounts.transfer import Part
 from plugins.mounts.tree import Refused, link_problem
@@ -216,6 +218,18 @@ def test_what_unpacks_to_nothing_is_given_up_and_can_be_cancelled(tmp_path: Path
         assert "more than 16 MiB of it unpack to nothing" in refused
     steps.close()  # type: ignore[attr-defined]  # a generator
     assert descriptors() == before
+
+
+@pytest.mark.parametrize("kind", ["deflate", *sorted(COMPRESS)])
+def test_content_of_any_size_is_unpacked_wherever_a_piece_ends(kind: str) -> None:
+    def deflate(data: bytes) -> bytes:
+        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        return compressor.compress(data) + compressor.flush()
+
+    compress = COMPRESS.get(kind, deflate)
+    for more in range(-3, 300, 1 if kind == "deflate" else 30):
+        for content in (bytes(PIECE + more), (b"line %d\n" % more * 90_000)[: 2 * PIECE + more]):
+            assert b"".join(unpacked(io.BytesIO(compress(content)), kind)) == content
 
 
 async def test_frames_of_nothing_and_padding_between_others_are_passed_over(tmp_path: Path) -> None:
