@@ -35,6 +35,7 @@ from archives import (
     records,
     snapshot,
     tar,
+    zip_of_directory_only,
     zipped,
 )
 from hypothesis import given
@@ -138,6 +139,24 @@ async def test_entries_are_limited(tmp_path: Path) -> None:
         await extract(tmp_path / "tar", tar(many(11)), "tar", Limits(MIB, 10, 10))
     with pytest.raises(Refused, match="more than 10 entries"):
         await extract(tmp_path / "zip", zipped((f"f{i}", b"", 0) for i in range(11)), "zip", Limits(MIB, 10, 10))
+
+
+async def test_a_zip_of_too_many_entries_is_refused_before_its_directory_is_read(tmp_path: Path) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused, match="more than 10 entries"):
+            await extract(tmp_path, zip_of_directory_only(MIB), "zip", Limits(MIB, 10, 10))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * MIB
+
+
+async def test_a_zip_in_a_zip_is_content_whatever_its_directory_says(tmp_path: Path) -> None:
+    inner = zip_of_directory_only(MIB, 65532)
+    inner = inner[inner.index(b"PK\1\2") :]
+    target = await extract(tmp_path, zipped([("inner", inner, 0)], zipfile.ZIP_STORED), "zip")
+    assert (target / "inner").read_bytes() == inner
 
 
 async def test_nested_compression_is_left_as_it_is(tmp_path: Path) -> None:
