@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import trio
 
-from plugins.mounts.sources import Source
+from plugins.mounts.sources import BAD_URL, Source
 from worker.errors import TaskFault
 from worker.http import BadUrl, ConnectFailed, ConnectionLost, HttpClient, HttpStream, TimedOut
 from worker.ports import Ports
@@ -247,14 +247,14 @@ def _append(path: Path, offset: int, block: bytes | bytearray) -> None:
 def _parsed(url: str, source: Source) -> httpx.URL:
     try:
         return httpx.URL(url)
-    except httpx.InvalidURL as error:
+    except BAD_URL as error:
         raise TaskFault(f"{source.name} is not to be had: {error}") from error
 
 
 def _joined(url: httpx.URL, location: str, source: Source) -> httpx.URL:
     try:
         joined = url.join(location)
-    except httpx.InvalidURL as error:
+    except BAD_URL as error:
         raise TaskFault(f"{source.name} is not to be had: it redirects to nowhere") from error
     if joined.scheme not in {"http", "https"}:
         raise TaskFault(f"{source.name} is not to be had: it redirects to neither http nor https")

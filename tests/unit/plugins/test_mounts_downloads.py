@@ -285,6 +285,16 @@ async def test_redirects_are_followed_so_far(tmp_path: Path) -> None:
             await world.url("/f")
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1/\ud800", "http://\ud800@127.0.0.1/", "http://a:b/"])
+async def test_a_url_that_is_none_is_the_tasks_fault(tmp_path: Path, url: str) -> None:
+    async with open_world(tmp_path) as world:
+        with pytest.raises(TaskFault, match=r"\(malformed URL\) is not to be had"):
+            await world.get(await find_source(world.run, Content(url=url)))
+        world.site.troubles["/a"] = [Trouble(status=302, headers={"Location": "http://a:b/"})]
+        with pytest.raises(TaskFault, match="redirects to nowhere"):
+            await world.url("/a")
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_what_is_too_large_is_refused(tmp_path: Path, chunked: bool) -> None:
     async with open_world(tmp_path, settings=replace(SETTINGS, max_size=MIB)) as world:
