@@ -653,3 +653,17 @@ async def test_the_rest_of_other_content_is_noticed_and_all_of_it_begun_anew(
         assert "the server goes on with other content than it has begun to send" in await log_text(world.run)
         asked = [headers.get("range") for _, headers in world.site.requests]
         assert asked == [None, f"bytes={MIB}-", None]
+
+
+async def test_pieces_that_cannot_be_decoded_together_are_begun_anew(tmp_path: Path) -> None:
+    packed = gzipped(BIG)
+    other = bytes(len(packed))  # which nothing tells from the rest of the first one
+    async with open_world(tmp_path) as world:
+        world.site.heeds_if_range = False
+        world.site.pages["/a"] = Page(packed, etag='"1"', encoding="gzip")
+        world.site.troubles["/a"] = [Trouble(breaks_at=MIB)]
+        world.site.then["/a"] = Page(other, etag='"1"')
+        assert await world.url("/a") == other
+        assert "which may be of different things, cannot be decoded" in await log_text(world.run)
+        asked = [headers.get("range") for _, headers in world.site.requests]
+        assert asked == [None, f"bytes={MIB}-", None]
