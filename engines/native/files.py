@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from engines.base import Ended, FileInvalid, FileMissing, FileUnreadable, Result, SandboxFile
+from engines.native.volumes import is_folder
 from worker.ports import Ports
 
 
@@ -49,6 +50,9 @@ class FolderResult(Result):
             folders += reversed(below)
             for name in files:
                 yield name
+
+    async def is_folder(self, path: str) -> bool:
+        return await self._ports.run_sync(is_folder, self._directory, path)
 
     def _resolve(self, path: str) -> Path:
         try:
