@@ -21,7 +21,7 @@ from worker.disk import fault_of
 from worker.errors import MalformedPayload, ResourceUnavailable, TaskFault, WorkerFault
 from worker.model import COMPLETED, Verdict
 from worker.quantities import approximate_size
-from worker.queue.errors import ApiError, QueueError
+from worker.queue.errors import ApiError, QueueError, Unauthorized
 from worker.queue.services import Auth
 from worker.run import Run
 from worker.services import Services
@@ -99,10 +99,11 @@ class MountsHooks(TaskHooks):
         auth = Auth(client.deployment, client.credentials)
         try:
             scopes = await auth.expand_scopes(self._run.task.scopes)
-        except ApiError:
-            scopes = self._run.task.scopes
         except QueueError as error:
-            raise ResourceUnavailable(f"the scopes of the task's roles are not to be had: {error}") from error
+            # The service may refuse to say it, but not to know the worker's own credentials.
+            if not isinstance(error, ApiError) or isinstance(error, Unauthorized):
+                raise ResourceUnavailable(f"the scopes of the task's roles are not to be had: {error}") from error
+            scopes = self._run.task.scopes
         if lacking := missing_scopes(self._run.payload, self._declared, scopes):
             raise MalformedPayload(lacking)
 
