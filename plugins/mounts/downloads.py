@@ -40,7 +40,9 @@ INTERVAL = 10.0  # seconds between two lines on something that takes long, and b
 
 @dataclass(frozen=True, slots=True)
 class DownloadSettings:
-    """`kept` and `max_size` in bytes: of all that is kept unused, and of one download; `time` in seconds for one.
+    """`kept` and `max_size` in bytes: of all that is kept, and of one download; `time` in seconds for one.
+
+    What is in use, and what broke off, counts as kept; but what is in use stays.
 
     `ratio` is the most that a download may grow to when its encoding is undone, times its size. `interval` is the time
     between two lines on one download.
@@ -256,6 +258,8 @@ class Downloads:
             except OSError as error:
                 if not is_full(error):
                     raise fault_of(error, f"{source.name} cannot be kept") from error
+                with suppress(OSError):  # The next attempt would begin with that.
+                    await self._ports.run_sync(kept.decoded(part.path).unlink)
                 with suppress(OSError):  # Nobody can look. It may be enough all the same.
                     await self._services.disk.make_room()
                 result = Transient(f"the worker's disk is full: {error.strerror}")

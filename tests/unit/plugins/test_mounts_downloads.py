@@ -18,6 +18,7 @@ from mounts_world import MIB, SETTINGS, ArtifactQueue, Page, Site, Trouble, gzip
 from plugins.mounts.downloads import Downloads, DownloadSettings, _Flight, open_downloads
 from plugins.mounts.payload import Content
 from plugins.mounts.sources import Source, find_source
+from worker.disk import look
 from worker.errors import ResourceUnavailable, TaskFault
 from worker.ports import Ports
 from worker.queue.errors import Forbidden, Unavailable
@@ -489,6 +490,28 @@ async def test_what_was_downloaded_and_could_not_be_kept_is_not_downloaded_again
         world.site.pages["/a"] = Page(gzipped(BIG), encoding="gzip")
         assert await world.url("/a") == BIG
         assert len(world.site.requests) == 1
+
+
+class LookingPorts(FullPorts):
+    """Tells what there was in `folder` whenever somebody looked for room on the disk."""
+
+    def __init__(self, times: int, function: str, after: int, folder: Path) -> None:
+        super().__init__(times, function, after)
+        self.folder = folder
+        self.seen: list[set[str]] = []
+
+    async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+        if function is look:
+            self.seen.append({path.suffix for path in self.folder.iterdir()})
+        return await super().run_sync(function, *args)
+
+
+async def test_what_was_half_decoded_goes_before_room_is_made_for_it(tmp_path: Path) -> None:
+    ports = LookingPorts(1, "next", 1, tmp_path / "work" / "downloads")
+    async with open_world(tmp_path, ports=ports) as world:
+        world.site.pages["/a"] = Page(gzipped(BIG), encoding="gzip")
+        assert await world.url("/a") == BIG
+    assert ports.seen == [{".part"}]
 
 
 @pytest.mark.parametrize("room", [MIB, len(BIG), len(BIG) + 4096])
