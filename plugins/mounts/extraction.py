@@ -26,6 +26,7 @@ import trio
 from plugins.mounts.formats import CONTENT_ERRORS, BadContent, plain, unpacked
 from plugins.mounts.tarball import Entry, Tar
 from plugins.mounts.tree import Refused, Tree, shown
+from worker.errors import ResourceUnavailable
 from worker.ports import Ports
 from worker.quantities import format_size
 
@@ -93,7 +94,8 @@ class Unpacking:
 def extraction(archive: Path, name: str, target: Path, unpacking: Unpacking) -> Iterator[None]:
     """Unpack `archive`, of the format `name`, into the folder `target`, which is there and empty: for `perform`.
 
-    Raises Refused where the archive is to blame, and OSError. What was unpacked by then is the caller's to remove.
+    Raises Refused where the archive is to blame, ResourceUnavailable and OSError. What was unpacked by
+    then is the caller's to remove.
     """
     return _zip(archive, target, unpacking) if name == "zip" else _tar(archive, name, target, unpacking)
 
@@ -118,10 +120,12 @@ async def perform(ports: Ports, steps: Iterator[None], between: Callable[[], Non
 
 @contextmanager
 def _told_as(name: str) -> Iterator[None]:
-    """The libraries' complaints about bytes, as Refused."""
+    """The libraries' complaints about bytes, as Refused. What memory they take is bounded, whatever these are."""
     try:
         yield
-    except (zipfile.BadZipFile, MemoryError, *CONTENT_ERRORS, ValueError) as error:
+    except MemoryError as error:
+        raise ResourceUnavailable(f"the worker has not enough memory to unpack a {name}") from error
+    except (zipfile.BadZipFile, *CONTENT_ERRORS, ValueError) as error:
         raise Refused(f"it is no valid {name}: {str(error) or type(error).__name__}") from error
     except OSError as error:
         # bz2 has no class of its own for what it does not understand.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import resource
@@ -46,6 +47,7 @@ from plugins.mounts.formats import ARCHIVES, PIECE, unpacked
 from plugins.mounts.kept import Settled, settling
 from plugins.mounts.transfer import Part
 from plugins.mounts.tree import Refused, link_problem
+from worker.errors import ResourceUnavailable
 from worker.ports import Ports
 
 PORTS = Ports()
@@ -178,6 +180,37 @@ async def test_many_entries_take_bounded_memory(tmp_path: Path, kind: str, count
     assert sum(len(files) for _, _, files in os.walk(target)) == count
     # zipfile has a directory in memory.
     assert grown < (20 if kind == "tar.gz" else 120) * 1024, f"{grown} KiB more"
+
+
+class Failing(Unpacking):
+    """What the machine says to the first piece, or to the first directory that no entry stands for."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(LIMITS, 1)
+        self.error = error
+
+    def add(self, size: int) -> None:
+        if isinstance(self.error, MemoryError):
+            raise self.error
+
+    def add_entry(self) -> None:
+        if self.entries == 1:  # the second is the directory
+            raise self.error
+        super().add_entry()
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EACCES, errno.ESTALE, errno.ENOSPC])
+async def test_what_the_machine_does_not_do_is_no_fault_of_the_archives(tmp_path: Path, number: int) -> None:
+    lay_out(tmp_path, tar([member("a/b", b"x")]))
+    unpacking = Failing(OSError(number, os.strerror(number)))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        await perform(PORTS, extraction(tmp_path / "archive", "tar", tmp_path / "inside" / "target", unpacking))
+
+
+async def test_a_lack_of_memory_is_no_fault_of_the_archives(tmp_path: Path) -> None:
+    lay_out(tmp_path, COMPRESS["gz"](b"x"))
+    with pytest.raises(ResourceUnavailable, match="not enough memory to unpack a gz"):
+        await perform(PORTS, decompression(tmp_path / "archive", "gz", tmp_path / "file", Failing(MemoryError())))
 
 
 async def test_a_cancelled_extraction_stops_between_two_chunks(tmp_path: Path) -> None:
