@@ -286,6 +286,22 @@ async def test_redirects_are_followed_so_far(tmp_path: Path) -> None:
             await world.url("/f")
 
 
+async def test_what_one_place_says_of_content_is_not_asked_of_another(tmp_path: Path) -> None:
+    other = bytes(len(BIG))
+    async with open_world(tmp_path) as world:
+        site = world.site
+        site.pages |= {"/a": Page(BIG, etag='"1"'), "/b": Page(other, etag='"1"')}
+        ways = [Trouble(status=302, headers={"Location": f"/{to}?signature=secret"}) for to in "aabab"]
+        site.troubles |= {"/r": ways, "/a": [Trouble(), Trouble(), Trouble(breaks_at=MIB)]}
+        assert [await world.url("/r") for _ in range(3)] == [BIG, BIG, other]
+        assert site.sent == 2 * len(BIG), "one 304 to who has said it before"
+        assert await world.url("/r") == other, "what broke off at one place is not gone on with at the other"
+        conditions = {"if-none-match", "range"}
+        assert [path.partition("?")[0] for path, headers in site.requests if headers.keys() & conditions] == ["/a"]
+        for path in world.folder.glob("*.json"):
+            assert "secret" not in path.read_text()
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1/\ud800", "http://\ud800@127.0.0.1/", "http://a:b/"])
 async def test_a_url_that_is_none_is_the_tasks_fault(tmp_path: Path, url: str) -> None:
     async with open_world(tmp_path) as world:
