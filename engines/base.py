@@ -76,6 +76,10 @@ class Result(ABC):
         closes it (`aclosing`).
         """
 
+    async def is_folder(self, path: str) -> bool:
+        """Whether a volume that is a folder is at `path` still, and no link: of engines that mount any."""
+        raise NotImplementedError
+
 
 class Sandbox(ABC):
     """A running sandbox. To kill it, leave its block."""

@@ -78,6 +78,9 @@ class MockResult(Result):
         for name in names:
             yield name
 
+    async def is_folder(self, path: str) -> bool:
+        return path not in self._files  # nothing runs that could replace it
+
     def _below(self, path: str) -> list[str]:
         prefix = f"{path.rstrip('/')}/"
         return sorted(name.removeprefix(prefix) for name in self._files if name.startswith(prefix))

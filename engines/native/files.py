@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from engines.base import Ended, FileInvalid, FileMissing, FileUnreadable, Result, SandboxFile
+from engines.native.volumes import is_folder
 from worker.ports import Ports
 
 PIECE = 10_000  # entries of a folder that are in memory at once
@@ -62,6 +63,9 @@ class FolderResult(Result):
         finally:
             for folder in folders:
                 folder.close()
+
+    async def is_folder(self, path: str) -> bool:
+        return await self._ports.run_sync(is_folder, self._directory, path)
 
     def _resolve(self, path: str) -> Path:
         try:

@@ -21,6 +21,10 @@ from worker.errors import TaskFault
 from worker.ports import Ports
 from worker.tasklog import TaskLog
 
+# What a path says that leads nowhere a volume could be, and what it says that is closed to the worker for good.
+_TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+_CLOSED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+
 # Bytes that are copied in one call, which cancellation waits for.
 PIECE = 64 * 2**20
 BUFFER = 4 * 2**20
@@ -79,13 +83,9 @@ class Volumes:
     def _move_out(self, volume: Volume, target: Path) -> None:
         path = PurePosixPath(volume.path)
         with _folder(self._directory, path.parent.parts) as parent:
-            if volume.lending is Lending.LENT:
-                mode = os.stat(path.name, dir_fd=parent, follow_symlinks=False).st_mode
-                if not stat.S_ISDIR(mode):
-                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-                # Whoever is not root may move only what it may write to, out of what it may write to.
-                os.chmod(path.name, stat.S_IMODE(mode) | stat.S_IRWXU, dir_fd=parent)
-            os.fchmod(parent, stat.S_IMODE(os.fstat(parent).st_mode) | stat.S_IRWXU)
+            # Whoever is not root may move only what it may write to, out of what it may write to.
+            if not _let_in(path.name, parent) and volume.lending is Lending.LENT:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             os.rename(path.name, target, src_dir_fd=parent)
 
     async def _copy(self, volume: Volume) -> None:
@@ -111,8 +111,12 @@ class Volumes:
             with _folder(self._directory, path.parent.parts, make=True) as parent:
                 yield parent, path.name
         except OSError as error:
-            if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}:
+            if error.errno in _TAKEN:
                 raise TaskFault(f"{volume.path} cannot be mounted, something is there: {error.strerror}") from error
+            if error.errno in _CLOSED:
+                # It would be so for each run to come that has what it was to be mounted in.
+                self._placed = [each for each in self._placed if not path.is_relative_to(each.path)]
+                raise TaskFault(f"{volume.path} cannot be mounted: {error.strerror}") from error
             raise
 
 
@@ -131,15 +135,40 @@ def _copy_piece(source: BinaryIO, target: BinaryIO) -> int:
     return len(piece)
 
 
+def is_folder(top: Path, path: str) -> bool:
+    """Whether a folder is at `path` below `top`, and no link there or on the way to it."""
+    *parents, name = PurePosixPath(path).parts
+    try:
+        with _folder(top, parents) as parent:
+            return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+def _let_in(name: str | Path, parent: int | None = None) -> bool:
+    """Whether it is a folder, which then may be read and written to by its owner. Raises OSError."""
+    mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+    if not stat.S_ISDIR(mode):
+        return False
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        os.chmod(name, stat.S_IMODE(mode) | stat.S_IRWXU, dir_fd=parent)
+    return True
+
+
 @contextmanager
 def _folder(top: Path, parts: Iterable[str], *, make: bool = False) -> Generator[int, None, None]:
-    """A descriptor of a folder below `top`, to which no link leads. Raises OSError."""
+    """A descriptor of a folder below `top`, to which no link leads. Raises OSError.
+
+    Whoever is not root must be let in, and may be the owner of what a task has closed.
+    """
+    _let_in(top)
     folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts:
             if make:
                 with suppress(FileExistsError):
                     os.mkdir(part, dir_fd=folder)
+            _let_in(part, folder)
             below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             os.close(folder)
             folder = below

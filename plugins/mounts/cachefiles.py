@@ -26,7 +26,7 @@ CONTENT = "content"
 CLEAN = "clean"
 BOOT = "boot"
 
-USED_WITH = ("mounts", "tasks")  # what is in one of these folders goes to the other by a rename, as do caches
+USED_WITH = ("mounts", "tasks", "trash")  # what is in one of these folders goes to the other by a rename, as do caches
 
 _MOST_META = 64 * 1024  # bytes
 _BOOT = Path("/proc/sys/kernel/random/boot_id")

@@ -40,7 +40,9 @@ INTERVAL = 10.0  # seconds between two lines on something that takes long, and b
 
 @dataclass(frozen=True, slots=True)
 class DownloadSettings:
-    """`kept` and `max_size` in bytes: of all that is kept unused, and of one download; `time` in seconds for one.
+    """`kept` and `max_size` in bytes: of all that is kept, and of one download; `time` in seconds for one.
+
+    What is in use, and what broke off, counts as kept; but what is in use stays.
 
     `ratio` is the most that a download may grow to when its encoding is undone, times its size. `interval` is the time
     between two lines on one download.
@@ -256,6 +258,8 @@ class Downloads:
             except OSError as error:
                 if not is_full(error):
                     raise fault_of(error, f"{source.name} cannot be kept") from error
+                with suppress(OSError):  # The next attempt would begin with that.
+                    await self._ports.run_sync(kept.decoded(part.path).unlink)
                 with suppress(OSError):  # Nobody can look. It may be enough all the same.
                     await self._services.disk.make_room()
                 result = Transient(f"the worker's disk is full: {error.strerror}")
@@ -291,16 +295,11 @@ class Downloads:
         try:
             await perform(self._ports, kept.settling(part, Unpacking(limits, part.size), settled))
         except Refused as error:
-            part.forget()
-            raise TaskFault(f"{source.name} cannot be decoded: {error}") from error
+            return _given_up(part, source, f"cannot be decoded: {error}")
         found = settled.digest.hexdigest()
         if source.sha256 is not None and found != source.sha256:
-            resumed = part.resumed
-            part.forget()
-            message = f"its SHA-256 is {found}, and not {source.sha256}"
-            if resumed:
-                return Transient(message)  # Its pieces may be of different things.
-            raise TaskFault(f"{source.name} is not what the task expects: {message}")
+            problem = f"is not what the task expects: its SHA-256 is {found}, and not {source.sha256}"
+            return _given_up(part, source, problem)
         entry = Entry(
             path=self._folder / f"{kept.stem_of(source.address)}-{self._ports.token(6)}",
             address=source.address,
@@ -441,6 +440,15 @@ async def open_downloads(services: Services, settings: DownloadSettings) -> Asyn
         with services.disk.add(downloads):
             yield downloads
         nursery.cancel_scope.cancel()
+
+
+def _given_up(part: Part, source: Source, problem: str) -> Transient:
+    """What becomes of content that is not right: of what came at once the task is to blame (TaskFault)."""
+    resumed = part.resumed
+    part.forget()
+    if not resumed:
+        raise TaskFault(f"{source.name} {problem}")
+    return Transient(f"what came in pieces, which may be of different things, {problem}")
 
 
 def _part_name(source: Source) -> str:

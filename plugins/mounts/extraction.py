@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ import trio
 from plugins.mounts.formats import CONTENT_ERRORS, BadContent, plain, unpacked
 from plugins.mounts.tarball import Entry, Tar
 from plugins.mounts.tree import Refused, Tree, shown
+from worker.errors import ResourceUnavailable
 from worker.ports import Ports
 from worker.quantities import format_size
 
@@ -32,8 +34,12 @@ from worker.quantities import format_size
 STEP_BYTES = 4 * 1024 * 1024
 STEP_ENTRIES = 100
 STEP_PIECES = 256  # of what is unpacked; a compressed one takes no more input than 16 KiB, and may be empty
-MAX_ZIP_DIRECTORY = 32 * 1024 * 1024  # bytes; zipfile keeps some 500 bytes for an entry, which takes 46 and its name
+# zipfile reads a directory in one step: it keeps some 500 bytes for an entry, which takes 46 and its name there, and
+# the time for an entry's extra fields grows with the square of their bytes.
+MAX_ZIP_DIRECTORY = 16 * 1024 * 1024
+MAX_ZIP_EXTRA = 4096
 MAX_LINK = 4096  # characters of a link's target
+_ZIP_ENTRY = 46  # bytes of what a zip's directory has of an entry, without what is as long as it says
 RATIO_FROM = 64 * 1024 * 1024  # bytes that may be unpacked whatever they were packed to
 
 
@@ -88,7 +94,8 @@ class Unpacking:
 def extraction(archive: Path, name: str, target: Path, unpacking: Unpacking) -> Iterator[None]:
     """Unpack `archive`, of the format `name`, into the folder `target`, which is there and empty: for `perform`.
 
-    Raises Refused where the archive is to blame, and OSError. What was unpacked by then is the caller's to remove.
+    Raises Refused where the archive is to blame, ResourceUnavailable and OSError. What was unpacked by
+    then is the caller's to remove.
     """
     return _zip(archive, target, unpacking) if name == "zip" else _tar(archive, name, target, unpacking)
 
@@ -113,10 +120,12 @@ async def perform(ports: Ports, steps: Iterator[None], between: Callable[[], Non
 
 @contextmanager
 def _told_as(name: str) -> Iterator[None]:
-    """The libraries' complaints about bytes, as Refused."""
+    """The libraries' complaints about bytes, as Refused. What memory they take is bounded, whatever these are."""
     try:
         yield
-    except (zipfile.BadZipFile, MemoryError, *CONTENT_ERRORS, ValueError) as error:
+    except MemoryError as error:
+        raise ResourceUnavailable(f"the worker has not enough memory to unpack a {name}") from error
+    except (zipfile.BadZipFile, *CONTENT_ERRORS, ValueError) as error:
         raise Refused(f"it is no valid {name}: {str(error) or type(error).__name__}") from error
     except OSError as error:
         # bz2 has no class of its own for what it does not understand.
@@ -198,19 +207,46 @@ def _kind(member: tarfile.TarInfo) -> str:
     return "a device" if member.isdev() else f"an entry of type {member.type!r}"
 
 
-class _BoundedReads(io.BufferedReader):
-    """A file that gives no more at once than zipfile needs for a directory of a sensible size."""
+class _BoundedZip(io.BufferedReader):
+    """A zip from which no directory is read that would take zipfile long, or more entries than `most`."""
+
+    def __init__(self, archive: Path, most: int) -> None:
+        super().__init__(io.FileIO(archive))
+        self._most = most
+        self.is_open = False  # then what is read is content, which may be anything
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_ZIP_DIRECTORY:
             raise BadContent(f"its directory is larger than {format_size(MAX_ZIP_DIRECTORY)}")
-        return super().read(size)
+        data = super().read(size)
+        if not self.is_open and size != -1:  # -1: all of its end, to look for the place of a directory
+            self._check(data)
+        return data
+
+    def _check(self, directory: bytes) -> None:
+        position = count = 0
+        # What is no directory ends soon, and it is zipfile that says what is wrong with one.
+        while directory.startswith(b"PK\1\2", position) and len(directory) - position >= _ZIP_ENTRY:
+            name, extra, comment = struct.unpack_from("<3H", directory, position + 28)
+            count += 1
+            if count > self._most:
+                raise Refused(f"it has more than {self._most} entries, this worker's limit")
+            if extra > MAX_ZIP_EXTRA:
+                raise BadContent(
+                    f"its directory has more than {format_size(MAX_ZIP_EXTRA)} of extra fields for an entry"
+                )
+            position += _ZIP_ENTRY + name + extra + comment
 
 
 def _zip(archive: Path, target: Path, unpacking: Unpacking) -> Iterator[None]:
     tree = Tree(target, unpacking.add_entry)
     try:
-        with _told_as("zip"), _BoundedReads(io.FileIO(archive)) as packed, zipfile.ZipFile(packed) as opened:
+        with (
+            _told_as("zip"),
+            _BoundedZip(archive, unpacking.limits.entries) as packed,
+            zipfile.ZipFile(packed) as opened,
+        ):
+            packed.is_open = True
             entries = opened.infolist()
             _refuse_overlaps(entries)
             for entry in entries:

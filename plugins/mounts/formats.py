@@ -49,6 +49,7 @@ class _Zlib:
 
     def __init__(self, wbits: int) -> None:
         self._inner = zlib.decompressobj(wbits)
+        self._is_full = False  # then more may come of what it has: the last match is not all given, and no input left
 
     @property
     def eof(self) -> bool:
@@ -56,14 +57,16 @@ class _Zlib:
 
     @property
     def needs_input(self) -> bool:
-        return not self._inner.unconsumed_tail
+        return not self._is_full and not self._inner.unconsumed_tail
 
     @property
     def unused_data(self) -> bytes:
         return self._inner.unused_data
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        piece = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        self._is_full = len(piece) == max_length
+        return piece
 
 
 class _Zstd:

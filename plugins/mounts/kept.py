@@ -105,6 +105,7 @@ def publish(content: Path, entry: Entry, part: Part) -> None:
         "size": entry.size,
         "etag": entry.validators.etag,
         "lastModified": entry.validators.last_modified,
+        "place": entry.validators.place,
     }
     draft = _draft(sidecar(entry.path), known)  # first, since a full disk is noticed here
     try:
@@ -126,7 +127,8 @@ def publish(content: Path, entry: Entry, part: Part) -> None:
 def save_part(part: Part) -> None:
     """Remember of a part what a later worker needs to go on with it."""
     decoded(part.path).unlink(missing_ok=True)
-    known = {"etag": part.validators.etag, "lastModified": part.validators.last_modified}
+    validators = part.validators
+    known = {"etag": validators.etag, "lastModified": validators.last_modified, "place": validators.place}
     _draft(sidecar(part.path), {**known, "encoding": part.encoding, "total": part.total}).replace(sidecar(part.path))
     _sync(part.path.parent)
 
@@ -135,7 +137,7 @@ def load_part(path: Path) -> Part:
     """The part of a download that was begun earlier; empty where there is none that can be gone on with."""
     try:
         saved = json.loads(sidecar(path).read_text())
-        validators = Validators(saved["etag"], saved["lastModified"])
+        validators = Validators(saved["etag"], saved["lastModified"], saved.get("place", ""))
         return Part(path, path.stat().st_size, validators, str(saved["encoding"]), saved["total"], resumed=True)
     except (OSError, ValueError, KeyError, TypeError):
         return Part(path)
@@ -165,7 +167,7 @@ def _entry(path: Path) -> Entry | None:
     try:
         saved: dict[str, Any] = json.loads(sidecar(path).read_text())
         found = path.stat()
-        validators = Validators(saved["etag"], saved["lastModified"])
+        validators = Validators(saved["etag"], saved["lastModified"], saved.get("place", ""))
         entry = Entry(path, saved["address"], saved["name"], saved["sha256"], saved["size"], validators, found.st_mtime)
     except (OSError, ValueError, KeyError, TypeError):
         return None

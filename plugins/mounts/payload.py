@@ -253,6 +253,11 @@ def satisfied(required: str, scopes: Iterable[str]) -> bool:
     )
 
 
+def may_be_role(scope: str) -> bool:
+    """Whether it stands for the scopes of roles too, which the auth service knows."""
+    return scope.startswith("assume:") or (scope.endswith("*") and "assume:".startswith(scope.removesuffix("*")))
+
+
 def _doubles(found: Iterable[Declared]) -> Iterator[Problem]:
     first: dict[str, str] = {}
     for item in found:

@@ -14,7 +14,14 @@ from plugins.base import Plugin, TaskHooks
 from plugins.mounts.caches import Caches, open_caches
 from plugins.mounts.downloads import Downloads, DownloadSettings, open_downloads
 from plugins.mounts.extraction import Limits
-from plugins.mounts.payload import DockerWorkerPayload, GenericWorkerPayload, MountsPayload, missing_scopes, read
+from plugins.mounts.payload import (
+    DockerWorkerPayload,
+    GenericWorkerPayload,
+    MountsPayload,
+    may_be_role,
+    missing_scopes,
+    read,
+)
 from plugins.mounts.preparing import MountsHooks, Shop
 from worker.errors import FatalWorkerFault, MalformedPayload
 from worker.quantities import Duration, Size
@@ -92,7 +99,7 @@ class Mounts(Plugin[MountsConfig, MountsPayload]):
         """Raises MalformedPayload for whatever the payload, the dependencies and the scopes tell."""
         found = read(run.payload, run.task)
         lacking = missing_scopes(run.payload, found, run.task.scopes)
-        if lacking and not any(scope.startswith("assume:") or scope == "*" for scope in run.task.scopes):
+        if lacking and not any(map(may_be_role, run.task.scopes)):
             raise MalformedPayload(lacking)
         # A run's downloads and caches are let go of when the engine has put back what it was lent.
         async with AsyncExitStack() as stack:

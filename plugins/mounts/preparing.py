@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from engines.base import Builder, FileInvalid, FileMissing, FileUnreadable, Lending, Result, Volume
+from engines.base import Builder, Lending, Result, Volume
 from plugins.base import TaskHooks
 from plugins.mounts.caches import Caches, Lease
 from plugins.mounts.downloads import INTERVAL, Downloads
@@ -21,7 +21,7 @@ from worker.disk import fault_of
 from worker.errors import MalformedPayload, ResourceUnavailable, TaskFault, WorkerFault
 from worker.model import COMPLETED, Verdict
 from worker.quantities import approximate_size
-from worker.queue.errors import ApiError, QueueError
+from worker.queue.errors import ApiError, QueueError, Unauthorized
 from worker.queue.services import Auth
 from worker.run import Run
 from worker.services import Services
@@ -99,10 +99,11 @@ class MountsHooks(TaskHooks):
         auth = Auth(client.deployment, client.credentials)
         try:
             scopes = await auth.expand_scopes(self._run.task.scopes)
-        except ApiError:
-            scopes = self._run.task.scopes
         except QueueError as error:
-            raise ResourceUnavailable(f"the scopes of the task's roles are not to be had: {error}") from error
+            # The service may refuse to say it, but not to know the worker's own credentials.
+            if not isinstance(error, ApiError) or isinstance(error, Unauthorized):
+                raise ResourceUnavailable(f"the scopes of the task's roles are not to be had: {error}") from error
+            scopes = self._run.task.scopes
         if lacking := missing_scopes(self._run.payload, self._declared, scopes):
             raise MalformedPayload(lacking)
 
@@ -201,10 +202,10 @@ class MountsHooks(TaskHooks):
                 self._run.log.say(
                     f"[mounts] The cache {item.cache} is thrown away, as the task wants it for this exit code"
                 )
-            elif is_lost := await _is_lost(result, item.path):
+            elif not await result.is_folder(item.path):
                 lease.keep = False
                 self._run.log.warn(
-                    f"[mounts] The cache {item.cache} is not kept: {is_lost}. "
+                    f"[mounts] The cache {item.cache} is not kept: no folder is at {item.path} any more. "
                     "A task may empty the folder, but must leave it at its place"
                 )
             else:
@@ -212,18 +213,6 @@ class MountsHooks(TaskHooks):
         if purged and self._leases:
             await self._shop.caches.purge({item.cache for item, _ in self._leases})
         return COMPLETED
-
-
-async def _is_lost(result: Result, path: str) -> str:
-    """Why the folder of a cache is not at its place any more; nothing where it is."""
-    try:
-        async with aclosing(result.walk(path)) as files:
-            await anext(files, None)
-    except (FileMissing, FileInvalid) as error:
-        return str(error)
-    except FileUnreadable:
-        pass  # The engine can move it all the same.
-    return ""
 
 
 def _amount(unpacking: Unpacking) -> str:

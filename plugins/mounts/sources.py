@@ -15,6 +15,9 @@ from worker.queue.errors import ApiError, QueueError, Unauthorized
 from worker.queue.services import Index
 from worker.run import Run
 
+# What httpx raises for a URL that is none; a lone surrogate it notices late.
+BAD_URL = (httpx.InvalidURL, UnicodeError)
+
 Locate = Callable[[], Awaitable[str]]
 
 
@@ -110,5 +113,5 @@ def plain(url: str) -> str:
     """`url` without what may be a secret in it: the query and who asks."""
     try:
         return str(httpx.URL(url).copy_with(query=None, fragment=None, username=None, password=None))
-    except httpx.InvalidURL:
+    except BAD_URL:
         return "(malformed URL)"

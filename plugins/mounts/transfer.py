@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import trio
 
-from plugins.mounts.sources import Source
+from plugins.mounts.sources import BAD_URL, Source, plain
 from worker.errors import TaskFault
 from worker.http import BadUrl, ConnectFailed, ConnectionLost, HttpClient, HttpStream, TimedOut
 from worker.ports import Ports
@@ -37,27 +37,31 @@ _ENCODINGS = {"": "", "identity": "", "gzip": "gz", "x-gzip": "gz", "zstd": "zst
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """By what a server recognizes content. Only those that promise the same bytes."""
+    """By what a server recognizes content. Only those that promise the same bytes.
+
+    They are said of what is at `place`, a URL without its query, which may be a signature: of where redirects led to.
+    """
 
     etag: str | None = None
     last_modified: str | None = None
+    place: str = ""
 
     @classmethod
-    def of(cls, headers: Mapping[str, str]) -> Validators:
-        """Those of an answer. A date counts if it was over by a second: then no other content can have it."""
+    def of(cls, headers: Mapping[str, str], place: str) -> Validators:
+        """Those of an answer from `place`. A date counts if it was over by a second: then nothing else can have it."""
         etag, modified = headers.get("ETag"), headers.get("Last-Modified")
         if etag is not None and not re.fullmatch(r'"[\x21\x23-\x7e]*"', etag):
             etag = None  # W/, or what no request could have
         then, now = parse_date(modified or ""), parse_date(headers.get("Date") or "")
         if then is None or now is None or now - then < timedelta(seconds=1):
             modified = None
-        return cls(etag, modified)
+        return cls(etag, modified, place)
 
     def __bool__(self) -> bool:
-        return self != Validators()
+        return self.etag is not None or self.last_modified is not None
 
     def conditions(self) -> dict[str, str]:
-        """Headers that ask for content only if it is another."""
+        """Headers that ask for content only if it is another: for `place` alone."""
         named = {"If-None-Match": self.etag, "If-Modified-Since": self.last_modified}
         return {name: value for name, value in named.items() if value is not None}
 
@@ -121,38 +125,48 @@ class Transfer:
         if self._part.size and self._part.size == self._part.total:
             return Received(self._part.validators)  # All of it came before, and could not be kept then.
         url = _parsed(await source.locate(), source)
-        headers = {"Accept-Encoding": "gzip", **self._conditions()}
+        if not self._part.validators:
+            self._part.forget()
         try:
             for _ in range(MAX_REDIRECTS + 1):
+                place = plain(str(url))
+                conditions = self._conditions(place)
+                headers = {"Accept-Encoding": "gzip", **conditions}
                 async with self._http.stream("GET", url, headers=headers) as answer:
                     if answer.status in _REDIRECTS and (location := answer.headers.get("Location")):
                         url = _joined(url, location, source)
                         continue
-                    return await self._answered(answer, source)
+                    return await self._answered(answer, source, place, is_asked=bool(conditions))
         except BadUrl as error:
             raise TaskFault(f"{source.name} is not to be had: {error}") from error
         except (ConnectFailed, ConnectionLost, TimedOut) as error:
             return Transient(str(error))
         raise TaskFault(f"{source.name} is not to be had: more than {MAX_REDIRECTS} redirects")
 
-    def _conditions(self) -> dict[str, str]:
+    def _conditions(self, place: str) -> dict[str, str]:
+        """Headers for a request that goes to `place`; none where another one has said by what to recognize content."""
         part = self._part
-        if part.size and (validator := part.validators.etag or part.validators.last_modified):
-            return {"Range": f"bytes={part.size}-", "If-Range": validator}
-        part.forget()
-        return self._known.conditions()
+        validators = part.validators if part.size else self._known
+        if validators.place != place:
+            return {}
+        if part.size:
+            return {"Range": f"bytes={part.size}-", "If-Range": validators.etag or validators.last_modified or ""}
+        return validators.conditions()
 
-    async def _answered(self, answer: HttpStream, source: Source) -> Received | NotModified | Transient:
+    async def _answered(
+        self, answer: HttpStream, source: Source, place: str, *, is_asked: bool
+    ) -> Received | NotModified | Transient:
+        """`is_asked`: under conditions, or for the rest."""
         part, status = self._part, answer.status
-        if status == 304 and self._known and not part.size:
+        if status == 304 and is_asked and not part.size:
             return NotModified()
         if status == 416:
             part.forget()
             return Transient("the server does not have the rest of what it has begun to send")
-        if status == 206 and part.size:
+        if status == 206 and is_asked and part.size:
             return await self._go_on(answer, source)
         if status == 200:
-            return await self._begin(answer, source)
+            return await self._begin(answer, source, place)
         if is_transient(status):
             wait = parse_retry_after(answer.headers.get("Retry-After"), self._ports.now())
             return Transient(f"the server answers with status {status}", wait)
@@ -161,7 +175,7 @@ class Transfer:
             return Transient(f"the storage answers with status {status}")
         raise TaskFault(f"{source.name} is not to be had: the server answers with status {status}")
 
-    async def _begin(self, answer: HttpStream, source: Source) -> Received | Transient:
+    async def _begin(self, answer: HttpStream, source: Source, place: str) -> Received | Transient:
         part = self._part
         part.forget()
         encoding = answer.headers.get("Content-Encoding", "").strip().lower()
@@ -169,7 +183,7 @@ class Transfer:
             raise TaskFault(f"{source.name} is sent in the encoding {encoding[:40]!r}, which is not understood")
         length = answer.headers.get("Content-Length", "")
         part.encoding = _ENCODINGS[encoding]
-        part.validators = Validators.of(answer.headers)
+        part.validators = Validators.of(answer.headers, place)
         part.total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
         await self._begun()
         return await self._receive(answer, source)
@@ -247,14 +261,14 @@ def _append(path: Path, offset: int, block: bytes | bytearray) -> None:
 def _parsed(url: str, source: Source) -> httpx.URL:
     try:
         return httpx.URL(url)
-    except httpx.InvalidURL as error:
+    except BAD_URL as error:
         raise TaskFault(f"{source.name} is not to be had: {error}") from error
 
 
 def _joined(url: httpx.URL, location: str, source: Source) -> httpx.URL:
     try:
         joined = url.join(location)
-    except httpx.InvalidURL as error:
+    except BAD_URL as error:
         raise TaskFault(f"{source.name} is not to be had: it redirects to nowhere") from error
     if joined.scheme not in {"http", "https"}:
         raise TaskFault(f"{source.name} is not to be had: it redirects to neither http nor https")

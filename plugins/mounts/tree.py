@@ -11,12 +11,13 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EDQUOT, EIO, EMFILE, ENFILE, ENOSPC, EROFS
+from errno import EACCES, EEXIST, EILSEQ, EINVAL, EISDIR, ELOOP, EMLINK, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTEMPTY, EPERM
 from pathlib import Path
 from typing import IO
 
-# These say something of the machine, and any other something of the archive: a name that is too long, for one.
-_MACHINE = {EDQUOT, EIO, EMFILE, ENFILE, ENOSPC, EROFS}
+# What an archive can cause by its names and by what it has there; whatever else there is says something of the machine.
+_ARCHIVE = {ENAMETOOLONG, ELOOP, ENOTDIR, EISDIR, EEXIST, ENOENT, ENOTEMPTY, EILSEQ, EINVAL, EMLINK}
+_LINKS = {EPERM, EACCES}  # what some filesystems and some settings of Linux say to hard links
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -129,7 +130,7 @@ class Tree:
             try:
                 held = os.dup(self._open_parent(source, make=False))
             except OSError as error:
-                if error.errno in _MACHINE:
+                if error.errno not in _ARCHIVE:
                     raise
                 raise Refused(f"{shown(name)} is a link to {shown(target)}, which is not there") from None
             try:
@@ -152,6 +153,10 @@ class Tree:
             os.link(source, parts[-1], src_dir_fd=source_parent, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:  # It was the same name in another spelling, on a disk that makes no difference.
             raise Refused(f"{shown(name)} is a link to itself") from None
+        except OSError as error:
+            if error.errno not in _LINKS:
+                raise
+            raise Refused(f"{shown(name)} is a hard link, which the disk does not take: {error.strerror}") from None
         return found.st_size
 
     def _parts_below(self, name: str) -> list[str]:
@@ -193,13 +198,13 @@ class Tree:
 
 @contextmanager
 def _blaming(name: str) -> Iterator[None]:
-    """What the filesystem does not take is the archive's fault, unless the machine is to blame (OSError)."""
+    """What the filesystem does not take of an archive is the archive's fault; else it is the machine's (OSError)."""
     try:
         yield
     except NotADirectoryError:
         raise Refused(f"{shown(name)} is below something that is no directory, or a link") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in _MACHINE:
+        if isinstance(error, OSError) and error.errno not in _ARCHIVE:
             raise
         # ELOOP among them: where a directory should be there is a link.
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -15,6 +15,7 @@ from worker.queue.clock import parse_date
 T = TypeVar("T")
 
 TOO_MANY_REQUESTS = 429
+_NOT_YET = {408, 425, TOO_MANY_REQUESTS}  # the request came too slowly (RFC 9110, 15.5.9), or too early (RFC 8470)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Transient:
 
 def is_transient(status: int) -> bool:
     """Whether an answer's status says: try again. Never so for other 4xx."""
-    return status == TOO_MANY_REQUESTS or status >= 500
+    return status in _NOT_YET or status >= 500
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:

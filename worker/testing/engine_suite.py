@@ -159,6 +159,8 @@ class EngineSuite(ABC):
                 await (sandbox.wait() if ended else _line(run, "here"))
             async with builder.result() as result:
                 assert await _read(result, "a/cache/old.txt") == b"old"
+                assert await result.is_folder("a/cache")
+                assert not await result.is_folder("a/cache/old.txt")
         assert {path.name for path in lent.iterdir()} == ({"old.txt", "new.txt"} if ended else {"old.txt"})
 
     @pytest.mark.parametrize("path", ["../out", "a/../../out", "", "."])

@@ -61,6 +61,12 @@ class FolderResult(Result):
             await trio.lowlevel.checkpoint()
             yield relative
 
+    async def is_folder(self, path: str) -> bool:
+        """As the interface says."""
+        await trio.lowlevel.checkpoint()
+        full = self.folder / path
+        return full.is_dir() and not full.is_symlink()
+
     def _open(self, path: str) -> BinaryIO:
         if path in self.unreadable:
             raise FileUnreadable(f"{path} may not be read")

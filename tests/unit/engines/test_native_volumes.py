@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,11 +15,15 @@ import pytest
 
 from engines.base import Lending, Volume
 from engines.native.engine import Native, NativeConfig, NativePayload
+from engines.native.volumes import Volumes
 from worker.errors import ResourceUnavailable, TaskFault
 from worker.ports import Ports
+from worker.schema import Slice
 from worker.testing.runs import open_run, open_services
 
 T = TypeVar("T")
+
+NOBODY = 65534
 
 
 def folder(path: Path) -> Path:
@@ -29,8 +36,23 @@ def names(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
 
 
+@contextmanager
+def nobodys_folder() -> Iterator[Path]:
+    """A folder of a user that is not root, as whom this process acts in the block."""
+    with tempfile.TemporaryDirectory() as name:
+        if os.geteuid() != 0:
+            yield Path(name)
+            return
+        os.chown(name, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(0)
+
+
 async def play(where: Path, script: str, volumes: Sequence[Volume], ports: Ports | None = None) -> bool:
-    """Whether the script succeeded."""
+    """Whether the script succeeded. What was lent is back if a folder was said to be at its place, and only then."""
     payload = NativePayload(command=[["sh", "-c", script]])
     async with open_services(where, ports=ports) as services, open_run(where, payload) as run:
         engine = Native(NativeConfig(), services)
@@ -40,6 +62,9 @@ async def play(where: Path, script: str, volumes: Sequence[Volume], ports: Ports
                 await sandbox.wait()
             async with builder.result() as result:
                 ended = result.ended
+                lent = [each for each in volumes if each.lending is Lending.LENT]
+                back = [each.source for each in lent if await result.is_folder(each.path)]
+        assert [each.source for each in lent if each.source.is_dir()] == back
         assert not list((services.work_dir / "tasks").iterdir())
     return ended is not None and ended.success
 
@@ -68,6 +93,54 @@ async def test_a_lent_folder_without_permissions_is_back_too(tmp_path: Path, scr
     lent = folder(tmp_path / "lent")
     assert await play(tmp_path, script, [Volume(lent, "a/cache", Lending.LENT)])
     assert (lent / "old").read_text() == "old"
+
+
+async def test_a_lent_folder_is_found_whatever_is_in_it(tmp_path: Path) -> None:
+    lent = folder(tmp_path / "lent")
+    deep = "import os; os.chdir('cache'); [(os.mkdir('x' * 200), os.chdir('x' * 200)) for _ in range(25)]"
+    script = f'{sys.executable} -c "{deep}"'  # a path longer than any may be
+    assert await play(tmp_path, script, [Volume(lent, "cache", Lending.LENT)])
+    assert (lent / "old").read_text() == "old"
+
+
+@pytest.mark.parametrize("mode", [0, 0o500, 0o300])
+async def test_a_folder_that_a_task_has_closed_can_be_mounted_in(mode: int) -> None:
+    with nobodys_folder() as top:
+        (tasks := top / "tasks").mkdir()
+        lent, inner = folder(top / "lent"), folder(top / "inner")
+        (lent / "sub").mkdir(mode)
+        volumes = [Volume(lent, "cache", Lending.LENT), Volume(inner, "cache/sub/in", Lending.LENT)]
+        async with open_run(top, Slice()) as run:
+            mounted = Volumes(Ports(), tasks, run.log)
+            await mounted.place(volumes)
+            (tasks / "cache" / "sub").chmod(mode)  # as a task does again
+            await mounted.put_back()
+        assert names(inner) == ["old"]
+        assert names(lent / "sub") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make what nobody else may open")
+async def test_a_lent_folder_in_which_nothing_can_be_mounted_is_lost() -> None:
+    with nobodys_folder() as top:
+        (tasks := top / "tasks").mkdir()
+        lent, other, inner = (folder(top / name) for name in ("lent", "other", "inner"))
+        (lent / "sub").mkdir()
+        os.seteuid(0)
+        os.chown(lent / "sub", 0, 0)
+        (lent / "sub").chmod(0o700)
+        os.seteuid(NOBODY)
+        volumes = [
+            Volume(other, "other", Lending.LENT),
+            Volume(lent, "cache", Lending.LENT),
+            Volume(inner, "cache/sub/in", Lending.LENT),
+        ]
+        async with open_run(top, Slice()) as run:
+            mounted = Volumes(Ports(), tasks, run.log)
+            with pytest.raises(TaskFault, match=r"cache/sub/in cannot be mounted: Permission denied"):
+                await mounted.place(volumes)
+            await mounted.put_back()
+        assert names(inner) == names(other) == ["old"]
+        assert not lent.exists()
 
 
 async def test_one_volume_may_be_in_another(tmp_path: Path) -> None:

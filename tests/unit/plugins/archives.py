@@ -88,11 +88,13 @@ def overlapping_zip() -> bytes:
     return once[:start] + one * 100 + bytes(tail)
 
 
-def zip_of_directory_only() -> bytes:
-    """A directory of more than 32 MiB, of entries that are one and the same."""
+def zip_of_directory_only(size: int, extra: int = 0) -> bytes:
+    """A directory of so many bytes, of entries that are one and the same, with `extra` bytes of fields of nothing."""
     once = zipped([("a", b"", 0)])
     start, end = once.index(b"PK\1\2"), once.index(b"PK\5\6")
-    directory = once[start:end] * (33 * MIB // (end - start))
+    entry = bytearray(once[start:end] + bytes(extra))
+    entry[30:32] = extra.to_bytes(2, "little")
+    directory = entry * (size // len(entry))
     tail = bytearray(once[end:])
     tail[12:16] = len(directory).to_bytes(4, "little")
     return once[:start] + directory + bytes(tail)
@@ -231,7 +233,12 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "times its size",
     ),
     "zip that overlaps": ("zip", overlapping_zip, "overlaps another entry"),
-    "zip that is a directory": ("zip", zip_of_directory_only, "its directory is larger than 32 MiB"),
+    "zip that is a directory": ("zip", lambda: zip_of_directory_only(17 * MIB), "its directory is larger than 16 MiB"),
+    "zip of extra fields": (
+        "zip",
+        lambda: zip_of_directory_only(15 * MIB, 65532),
+        "more than 4 KiB of extra fields for an entry",
+    ),
     "headers that are a bomb": (
         "tar.gz",
         lambda: gzip.compress(

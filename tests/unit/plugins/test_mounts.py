@@ -246,7 +246,7 @@ async def test_a_cache_that_the_task_has_replaced_is_told_in_its_log(tmp_path: P
         await use(world)
         world.replaces = True
         assert await use(world) == ["file0"]
-        assert "The cache c is not kept: there is nothing at cache. A task may empty the folder" in world.log
+        assert "The cache c is not kept: no folder is at cache any more. A task may empty the folder" in world.log
         assert await use(world) == []
 
 

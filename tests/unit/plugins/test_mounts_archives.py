@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import os
 import resource
 import shutil
@@ -8,6 +10,7 @@ import subprocess
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -33,16 +36,18 @@ from archives import (
     records,
     snapshot,
     tar,
+    zip_of_directory_only,
     zipped,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plugins.mounts.extraction import Limits, Unpacking, decompression, extraction, perform
-from plugins.mounts.formats import ARCHIVES
+from plugins.mounts.formats import ARCHIVES, PIECE, unpacked
 from plugins.mounts.kept import Settled, settling
 from plugins.mounts.transfer import Part
 from plugins.mounts.tree import Refused, link_problem
+from worker.errors import ResourceUnavailable
 from worker.ports import Ports
 
 PORTS = Ports()
@@ -138,6 +143,24 @@ async def test_entries_are_limited(tmp_path: Path) -> None:
         await extract(tmp_path / "zip", zipped((f"f{i}", b"", 0) for i in range(11)), "zip", Limits(MIB, 10, 10))
 
 
+async def test_a_zip_of_too_many_entries_is_refused_before_its_directory_is_read(tmp_path: Path) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused, match="more than 10 entries"):
+            await extract(tmp_path, zip_of_directory_only(MIB), "zip", Limits(MIB, 10, 10))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * MIB
+
+
+async def test_a_zip_in_a_zip_is_content_whatever_its_directory_says(tmp_path: Path) -> None:
+    inner = zip_of_directory_only(MIB, 65532)
+    inner = inner[inner.index(b"PK\1\2") :]
+    target = await extract(tmp_path, zipped([("inner", inner, 0)], zipfile.ZIP_STORED), "zip")
+    assert (target / "inner").read_bytes() == inner
+
+
 async def test_nested_compression_is_left_as_it_is(tmp_path: Path) -> None:
     inner = COMPRESS["gz"](bytes(100 * MIB))
     target = await extract(tmp_path, tar([member("inner.gz", inner)]), "tar")
@@ -157,6 +180,37 @@ async def test_many_entries_take_bounded_memory(tmp_path: Path, kind: str, count
     assert sum(len(files) for _, _, files in os.walk(target)) == count
     # zipfile has a directory in memory.
     assert grown < (20 if kind == "tar.gz" else 120) * 1024, f"{grown} KiB more"
+
+
+class Failing(Unpacking):
+    """What the machine says to the first piece, or to the first directory that no entry stands for."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(LIMITS, 1)
+        self.error = error
+
+    def add(self, size: int) -> None:
+        if isinstance(self.error, MemoryError):
+            raise self.error
+
+    def add_entry(self) -> None:
+        if self.entries == 1:  # the second is the directory
+            raise self.error
+        super().add_entry()
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EACCES, errno.ESTALE, errno.ENOSPC])
+async def test_what_the_machine_does_not_do_is_no_fault_of_the_archives(tmp_path: Path, number: int) -> None:
+    lay_out(tmp_path, tar([member("a/b", b"x")]))
+    unpacking = Failing(OSError(number, os.strerror(number)))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        await perform(PORTS, extraction(tmp_path / "archive", "tar", tmp_path / "inside" / "target", unpacking))
+
+
+async def test_a_lack_of_memory_is_no_fault_of_the_archives(tmp_path: Path) -> None:
+    lay_out(tmp_path, COMPRESS["gz"](b"x"))
+    with pytest.raises(ResourceUnavailable, match="not enough memory to unpack a gz"):
+        await perform(PORTS, decompression(tmp_path / "archive", "gz", tmp_path / "file", Failing(MemoryError())))
 
 
 async def test_a_cancelled_extraction_stops_between_two_chunks(tmp_path: Path) -> None:
@@ -216,6 +270,18 @@ def test_what_unpacks_to_nothing_is_given_up_and_can_be_cancelled(tmp_path: Path
         assert "more than 16 MiB of it unpack to nothing" in refused
     steps.close()  # type: ignore[attr-defined]  # a generator
     assert descriptors() == before
+
+
+@pytest.mark.parametrize("kind", ["deflate", *sorted(COMPRESS)])
+def test_content_of_any_size_is_unpacked_wherever_a_piece_ends(kind: str) -> None:
+    def deflate(data: bytes) -> bytes:
+        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        return compressor.compress(data) + compressor.flush()
+
+    compress = COMPRESS.get(kind, deflate)
+    for more in range(-3, 300, 1 if kind == "deflate" else 30):
+        for content in (bytes(PIECE + more), (b"line %d\n" % more * 90_000)[: 2 * PIECE + more]):
+            assert b"".join(unpacked(io.BytesIO(compress(content)), kind)) == content
 
 
 async def test_frames_of_nothing_and_padding_between_others_are_passed_over(tmp_path: Path) -> None:

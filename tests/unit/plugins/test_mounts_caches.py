@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -300,12 +300,14 @@ async def test_what_was_whole_at_the_start_is_trusted_when_the_worker_alone_was_
         assert await caches.unused() == []
 
 
-@pytest.mark.parametrize("name", ["leased", "mounts", "tasks"])
+@pytest.mark.parametrize("name", ["leased", "mounts", "tasks", "trash"])
 async def test_folders_that_nothing_can_be_renamed_between_are_told_at_the_start(tmp_path: Path, name: str) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
         if os.stat(elsewhere).st_dev == os.stat(tmp_path).st_dev:  # noqa: PTH116
             pytest.skip("/dev/shm is where everything else is")
         async with open_services(tmp_path) as services:
+            with suppress(FileNotFoundError):
+                (services.work_dir / name).rmdir()
             (services.work_dir / name).symlink_to(elsewhere)
             with pytest.raises(FatalWorkerFault, match=f"/caches and .*/{name} must be on one filesystem"):
                 async with open_caches(services):

@@ -18,6 +18,7 @@ from mounts_world import MIB, SETTINGS, ArtifactQueue, Page, Site, Trouble, gzip
 from plugins.mounts.downloads import Downloads, DownloadSettings, _Flight, open_downloads
 from plugins.mounts.payload import Content
 from plugins.mounts.sources import Source, find_source
+from worker.disk import look
 from worker.errors import ResourceUnavailable, TaskFault
 from worker.ports import Ports
 from worker.queue.errors import Forbidden, Unavailable
@@ -285,6 +286,32 @@ async def test_redirects_are_followed_so_far(tmp_path: Path) -> None:
             await world.url("/f")
 
 
+async def test_what_one_place_says_of_content_is_not_asked_of_another(tmp_path: Path) -> None:
+    other = bytes(len(BIG))
+    async with open_world(tmp_path) as world:
+        site = world.site
+        site.pages |= {"/a": Page(BIG, etag='"1"'), "/b": Page(other, etag='"1"')}
+        ways = [Trouble(status=302, headers={"Location": f"/{to}?signature=secret"}) for to in "aabab"]
+        site.troubles |= {"/r": ways, "/a": [Trouble(), Trouble(), Trouble(breaks_at=MIB)]}
+        assert [await world.url("/r") for _ in range(3)] == [BIG, BIG, other]
+        assert site.sent == 2 * len(BIG), "one 304 to who has said it before"
+        assert await world.url("/r") == other, "what broke off at one place is not gone on with at the other"
+        conditions = {"if-none-match", "range"}
+        assert [path.partition("?")[0] for path, headers in site.requests if headers.keys() & conditions] == ["/a"]
+        for path in world.folder.glob("*.json"):
+            assert "secret" not in path.read_text()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/\ud800", "http://\ud800@127.0.0.1/", "http://a:b/"])
+async def test_a_url_that_is_none_is_the_tasks_fault(tmp_path: Path, url: str) -> None:
+    async with open_world(tmp_path) as world:
+        with pytest.raises(TaskFault, match=r"\(malformed URL\) is not to be had"):
+            await world.get(await find_source(world.run, Content(url=url)))
+        world.site.troubles["/a"] = [Trouble(status=302, headers={"Location": "http://a:b/"})]
+        with pytest.raises(TaskFault, match="redirects to nowhere"):
+            await world.url("/a")
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_what_is_too_large_is_refused(tmp_path: Path, chunked: bool) -> None:
     async with open_world(tmp_path, settings=replace(SETTINGS, max_size=MIB)) as world:
@@ -481,6 +508,28 @@ async def test_what_was_downloaded_and_could_not_be_kept_is_not_downloaded_again
         assert len(world.site.requests) == 1
 
 
+class LookingPorts(FullPorts):
+    """Tells what there was in `folder` whenever somebody looked for room on the disk."""
+
+    def __init__(self, times: int, function: str, after: int, folder: Path) -> None:
+        super().__init__(times, function, after)
+        self.folder = folder
+        self.seen: list[set[str]] = []
+
+    async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+        if function is look:
+            self.seen.append({path.suffix for path in self.folder.iterdir()})
+        return await super().run_sync(function, *args)
+
+
+async def test_what_was_half_decoded_goes_before_room_is_made_for_it(tmp_path: Path) -> None:
+    ports = LookingPorts(1, "next", 1, tmp_path / "work" / "downloads")
+    async with open_world(tmp_path, ports=ports) as world:
+        world.site.pages["/a"] = Page(gzipped(BIG), encoding="gzip")
+        assert await world.url("/a") == BIG
+    assert ports.seen == [{".part"}]
+
+
 @pytest.mark.parametrize("room", [MIB, len(BIG), len(BIG) + 4096])
 @pytest.mark.parametrize("hashed", [True, False])
 async def test_what_does_not_fit_leaves_nothing_on_a_disk_that_is_full(tmp_path: Path, room: int, hashed: bool) -> None:
@@ -641,5 +690,19 @@ async def test_the_rest_of_other_content_is_noticed_and_all_of_it_begun_anew(
         world.site.then["/a"] = then
         assert await world.url("/a") == (OTHER[:-9] if then.encoding == "gzip" else then.content)
         assert "the server goes on with other content than it has begun to send" in await log_text(world.run)
+        asked = [headers.get("range") for _, headers in world.site.requests]
+        assert asked == [None, f"bytes={MIB}-", None]
+
+
+async def test_pieces_that_cannot_be_decoded_together_are_begun_anew(tmp_path: Path) -> None:
+    packed = gzipped(BIG)
+    other = bytes(len(packed))  # which nothing tells from the rest of the first one
+    async with open_world(tmp_path) as world:
+        world.site.heeds_if_range = False
+        world.site.pages["/a"] = Page(packed, etag='"1"', encoding="gzip")
+        world.site.troubles["/a"] = [Trouble(breaks_at=MIB)]
+        world.site.then["/a"] = Page(other, etag='"1"')
+        assert await world.url("/a") == other
+        assert "which may be of different things, cannot be decoded" in await log_text(world.run)
         asked = [headers.get("range") for _, headers in world.site.requests]
         assert asked == [None, f"bytes={MIB}-", None]

@@ -9,6 +9,7 @@ from plugins.mounts.payload import (
     DockerWorkerPayload,
     GenericWorkerPayload,
     MountsPayload,
+    may_be_role,
     missing_scopes,
     read,
     satisfied,
@@ -170,6 +171,17 @@ def test_a_cache_without_its_scope_is_told() -> None:
 )
 def test_scopes_satisfy_by_prefix(scope: str, enough: bool) -> None:
     assert satisfied("a:b", [scope]) is enough
+
+
+@pytest.mark.parametrize(
+    ("scope", "may"),
+    [
+        *((scope, True) for scope in ("assume:project:mine", "assume:*", "assume*", "ass*", "*")),
+        *((scope, False) for scope in ("assume", "ass", "assumed:*", "b*", "generic-worker:cache:*")),
+    ],
+)
+def test_scopes_stand_for_those_of_roles_by_prefix_too(scope: str, may: bool) -> None:
+    assert may_be_role(scope) is may
 
 
 def test_docker_workers_map_comes_to_the_same() -> None:

@@ -67,23 +67,26 @@ async def test_an_index_that_does_not_work_is_not_the_tasks_fault(tmp_path: Path
             await find_source(run, Content(namespace="down", artifact="public/a"))
 
 
-@pytest.mark.parametrize("status", [200, 404, 500])
+@pytest.mark.parametrize("role", [ROLE, "assume*"])
+@pytest.mark.parametrize("status", [200, 401, 404, 500])
 @pytest.mark.parametrize("expanded", [["generic-worker:cache:*"], ["something:else"]])
-async def test_a_role_may_have_the_scope_for_a_cache(tmp_path: Path, status: int, expanded: list[str]) -> None:
-    ports = ServicePorts({"/api/auth/v1/scopes/expand": (status, {"scopes": [ROLE, *expanded]})})
+async def test_a_role_may_have_the_scope_for_a_cache(
+    tmp_path: Path, status: int, expanded: list[str], role: str
+) -> None:
+    ports = ServicePorts({"/api/auth/v1/scopes/expand": (status, {"scopes": [role, *expanded]})})
     payload = GenericWorkerPayload.model_validate({"mounts": [CACHE]})
     builder = IdleBuilder()
 
     async def prepare() -> None:
-        async with open_one(tmp_path, ports, payload, [ROLE]) as (plugin, run), plugin.task_scope(run) as hooks:
+        async with open_one(tmp_path, ports, payload, [role]) as (plugin, run), plugin.task_scope(run) as hooks:
             await hooks.prepare(builder)
 
     if status == 200 and expanded == ["generic-worker:cache:*"]:
         await prepare()
         assert [volume.path for volume in builder.volumes] == ["cache"]
     else:
-        expected = ResourceUnavailable if status == 500 else MalformedPayload
+        expected = ResourceUnavailable if status in {401, 500} else MalformedPayload
         with pytest.RaisesGroup(expected, flatten_subgroups=True, allow_unwrapped=True):
             await prepare()
         assert builder.volumes == []
-    assert json.loads(ports.requests[0].content) == {"scopes": [ROLE]}
+    assert json.loads(ports.requests[0].content) == {"scopes": [role]}

@@ -86,8 +86,8 @@ def test_any_retry_after_is_survived(value: str) -> None:
     parse_retry_after(value, NOW)
 
 
-def test_only_429_and_5xx_are_transient() -> None:
-    assert [status for status in range(200, 500) if is_transient(status)] == [429]
+def test_of_4xx_only_those_that_ask_for_another_attempt_are_transient() -> None:
+    assert [status for status in range(200, 500) if is_transient(status)] == [408, 425, 429]
     assert all(is_transient(status) for status in range(500, 600))
 
 
