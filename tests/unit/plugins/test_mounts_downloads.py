@@ -312,6 +312,13 @@ async def test_a_url_that_is_none_is_the_tasks_fault(tmp_path: Path, url: str) -
             await world.url("/a")
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "xn--a"])
+async def test_a_host_that_cannot_be_one_is_the_tasks_fault(tmp_path: Path, host: str) -> None:
+    async with open_world(tmp_path) as world:
+        with pytest.raises(TaskFault, match="is not to be had"):
+            await world.get(await find_source(world.run, Content(url=f"http://{host}/")))
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_what_is_too_large_is_refused(tmp_path: Path, chunked: bool) -> None:
     async with open_world(tmp_path, settings=replace(SETTINGS, max_size=MIB)) as world:
