@@ -31,7 +31,7 @@ demo: $(READY)
 	$(BIN)/python -m worker.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not full"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not full"
 
 test-full: $(READY)
 	$(BIN)/python -m pytest

@@ -231,10 +231,10 @@ async def test_a_report_that_a_task_has_made_is_shown_and_does_nothing(page: Pag
         assert await page.evaluate("[document.title, origin]") == ["quiet", "null"]
         await page.click("button")
         assert await page.evaluate("document.title") == "quiet"
-        assert page.complaints
-        page.complaints.clear()
 
         await page.goto(task)
+        assert page.complaints
+        page.complaints.clear()
         await page.click('.artifacts a[href*="private"]')
         await shows(page, "for owners")
         await page.goto(task)
