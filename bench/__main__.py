@@ -10,6 +10,7 @@ from types import MappingProxyType
 import click
 
 from bench import abort, artifacts, claim, latency, livelog, scale, soak
+from bench.compare import NotComparable, compare
 from bench.parameters import DEFAULTS, SMOKE, Parameters
 
 BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType(
@@ -25,6 +26,7 @@ BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType(
 )
 OUT = Path(__file__).parent / "out"
 
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 positive = click.IntRange(min=1)
 
 
@@ -35,8 +37,23 @@ positive = click.IntRange(min=1)
 @click.option("--rounds", type=positive, help="Rounds, of which the medians are taken.")
 @click.option("--capacity", type=positive, help="Tasks at once.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=OUT, help="Folder for the results.")
-def main(name: str | None, smoke: bool, tasks: int | None, rounds: int | None, capacity: int | None, out: Path) -> None:
+@click.option("--compare", "records", nargs=2, type=FILE, help="Two records, such as of NAME: tell their differences.")
+def main(
+    name: str | None,
+    smoke: bool,
+    tasks: int | None,
+    rounds: int | None,
+    capacity: int | None,
+    out: Path,
+    records: tuple[Path, Path] | None,
+) -> None:
     """Run the benchmark NAME, or all of them; a table goes to stdout, it and the figures as JSON to the folder."""
+    if records is not None:
+        try:
+            print(compare(*records))
+        except NotComparable as error:
+            raise click.ClickException(str(error)) from None
+        return
     out.mkdir(parents=True, exist_ok=True)
     for each in [name] if name else sorted(BENCHMARKS):
         base = SMOKE if smoke else DEFAULTS[each]

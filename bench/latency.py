@@ -22,7 +22,7 @@ import trio
 from bench.load import account_of, add_task, reported
 from bench.parameters import Parameters
 from bench.processes import BenchmarkFailed, Deployment, delayed, ended, open_canned
-from bench.report import figure, load_average, machine, quantile, table
+from bench.report import Figure, Grid, Record, figure, load_average, quantile
 from worker.ports import Ports
 
 POOL = "bench/canned"
@@ -31,11 +31,16 @@ TASK_LIMIT = 30.0  # seconds until a task has been reported
 PAUSE = 0.05  # seconds at most between two tasks, so that they do not keep step with anything
 
 
+NOTES = """Milliseconds. begins: from the claim at the worker to the task's command. report: from then on until the
+report has left the worker, all uploads between. A round trip is the network's, there and back."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One task, in seconds: until its command begins, from the claim's arrival at the worker; and from then on until
     its report has left the worker. The network's delay for these two ways is taken off."""
 
+    round: int
     delay: float
     to_begin: float
     to_report: float
@@ -43,28 +48,24 @@ class Measured:
 
 def run(parameters: Parameters, out: Path) -> None:
     """Measure, print the table, and leave `latency.json` and `latency.md` in `out`. Raises BenchmarkFailed."""
-    date, before = datetime.now(UTC).isoformat(timespec="minutes"), load_average()
+    begun, before = datetime.now(UTC), load_average()
     with TemporaryDirectory(prefix="bench-") as name:
-        bare = _bare(Path(name), parameters.tasks)
+        bare = [_bare(Path(name), number, parameters.tasks) for number in range(parameters.rounds)]
         found = trio.run(_measure_all, Path(name), parameters)
-    text = _text(date, parameters, found, bare, (before, load_average()))
-    document = {"date": date, "machine": machine(), "parameters": asdict(parameters), "bare": bare}
-    (out / "latency.json").write_text(
-        json.dumps({**document, "found": [asdict(each) for each in found]}, indent=1) + "\n"
-    )
-    (out / "latency.md").write_text(text)
-    print(text)
+    about = f"{parameters.tasks} tasks, one after the other, with a free place each; {parameters.rounds} rounds."
+    record = Record("latency", about, _grid(found, bare), NOTES, begun, before)
+    print(record.write(out, bare=bare, found=[asdict(each) for each in found]))
 
 
 def _command(times: Path) -> list[str]:
     return ["/bin/sh", "-c", f"date +%s.%N >>'{times}'"]
 
 
-def _bare(folder: Path, number: int) -> list[float]:
+def _bare(folder: Path, number: int, tasks: int) -> list[float]:
     """Seconds until the task's command begins when it is started by nothing but a spawn."""
-    times = folder / "bare"
+    times = folder / f"bare-{number}"
     begun = []
-    for _ in range(number):
+    for _ in range(tasks):
         begun.append(time.time())
         subprocess.run(_command(times), check=True, stdin=subprocess.DEVNULL, start_new_session=True)
     return [after - before for before, after in zip(begun, _read(times), strict=True)]
@@ -78,13 +79,13 @@ async def _measure_all(folder: Path, parameters: Parameters) -> list[Measured]:
     found: list[Measured] = []
     for number in range(parameters.rounds):
         for delay in DELAYS:
-            found += await _measure(folder, f"{number}-{delay}", delay, parameters.tasks)
+            found += await _measure(folder, number, delay, parameters.tasks)
             print(f"round {number + 1}, {delay * 1000:.0f} ms each way", file=sys.stderr, flush=True)
     return found
 
 
-async def _measure(folder: Path, name: str, delay: float, tasks: int) -> list[Measured]:
-    times = folder / name
+async def _measure(folder: Path, number: int, delay: float, tasks: int) -> list[Measured]:
+    times = folder / f"{number}-{delay}"
     payload = {"maxRunTime": 60, "command": [_command(times)]}
     pause = Ports().random
     async with (
@@ -92,15 +93,15 @@ async def _measure(folder: Path, name: str, delay: float, tasks: int) -> list[Me
         delayed(queue, delay, folder) as distant,
         _worker(folder, distant, tasks),
     ):
-        for number in range(1, tasks + 1):
+        for done in range(1, tasks + 1):
             await trio.sleep(pause.uniform(0, PAUSE) + 2 * delay)
             await add_task(queue)
-            await _until_reported(queue, number)
+            await _until_reported(queue, done)
         account = await account_of(queue)
     begun = trio.Path(times)
     moments = [float(line) for line in (await begun.read_text()).split()]
     return [
-        Measured(delay, began - claimed - delay, reported - began - delay)
+        Measured(number, delay, began - claimed - delay, reported - began - delay)
         for claimed, began, reported in zip(account.claims, moments, account.reports, strict=True)
     ]
 
@@ -137,36 +138,18 @@ async def _worker(folder: Path, queue: Deployment, tasks: int) -> AsyncGenerator
         yield
 
 
-def _text(
-    date: str, parameters: Parameters, found: list[Measured], bare: list[float], averages: tuple[float, float]
-) -> str:
-    about = ", ".join(f"{name} {value}" for name, value in machine().items())
-    rows = [["bare spawn", *_shown(bare), "", "", "", ""]]
+def _grid(found: list[Measured], bare: list[list[float]]) -> Grid:
+    rounds = sorted({each.round for each in found})
+    rows: dict[str, list[Figure | None]] = {"bare spawn": [*_quantiles(bare), None, None, None, None]}
     for delay in DELAYS:
-        mine = [each for each in found if each.delay == delay]
-        reports = [each.to_report for each in mine]
-        trips = figure(reports).median / (2 * delay) if delay else 0.0
-        rows.append(
-            [
-                f"{delay * 1000:.0f} ms each way",
-                *_shown([each.to_begin for each in mine]),
-                *_shown(reports),
-                f"{trips:.2f}" if delay else "",
-            ]
-        )
-    return "\n".join(
-        [
-            f"# latency, {date}\n",
-            f"{parameters.tasks} tasks, one after the other, with a free place each; {parameters.rounds} rounds.",
-            f"Machine: {about}; load average {averages[0]:.1f} before, {averages[1]:.1f} after.\n",
-            table(["", "begins: p50", "p90", "p99", "report: p50", "p90", "p99", "in round trips"], rows),
-            "",
-            "Milliseconds. begins: from the claim at the worker to the task's command. report: from then on until the",
-            "report has left the worker, all uploads between. A round trip is the network's, there and back.",
-            "",
-        ]
-    )
+        mine = [[each for each in found if (each.round, each.delay) == (number, delay)] for number in rounds]
+        reports = [[each.to_report for each in one] for one in mine]
+        trips = figure(quantile(one, 0.5) / (2 * delay) for one in reports) if delay else None
+        begins = _quantiles([[each.to_begin for each in one] for one in mine])
+        rows[f"{delay * 1000:.0f} ms each way"] = [*begins, *_quantiles(reports), trips]
+    names = [f"{what} {share}" for what in ("begins", "report") for share in ("p50", "p90", "p99")]
+    return Grid([*names, "in round trips"], rows)
 
 
-def _shown(seconds: list[float]) -> list[str]:
-    return [f"{1000 * quantile(seconds, share):.1f}" for share in (0.5, 0.9, 0.99)]
+def _quantiles(rounds: list[list[float]]) -> list[Figure]:
+    return [figure(1000 * quantile(one, share) for one in rounds) for share in (0.5, 0.9, 0.99)]

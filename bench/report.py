@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 
@@ -22,8 +24,8 @@ class Figure:
     def shown(self) -> str:
         """Three significant digits; the spread where there were rounds to spread."""
         if self.lowest == self.highest:
-            return _digits(self.median)
-        return f"{_digits(self.median)} ({_digits(self.lowest)} to {_digits(self.highest)})"
+            return digits(self.median)
+        return f"{digits(self.median)} ({digits(self.lowest)} to {digits(self.highest)})"
 
 
 def figure(values: Iterable[float]) -> Figure:
@@ -38,8 +40,62 @@ def quantile(values: Iterable[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """Three that are significant."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Figures by row and column; None where a row has none."""
+
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[Figure | None]]
+
+    def to_text(self) -> str:
+        """A table in Markdown."""
+        rows = [[name, *(each.shown() if each else "" for each in row)] for name, row in self.rows.items()]
+        return table(["", *self.columns], rows)
+
+    def to_json(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The part `figures` of a record, by which two of them are compared."""
+        return {
+            name: {column: asdict(each) for column, each in zip(self.columns, row, strict=True) if each}
+            for name, row in self.rows.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A run of a benchmark, as it is kept: `about` says what was run, `notes` what the columns mean."""
+
+    name: str
+    about: str
+    grid: Grid
+    notes: str
+    begun: datetime
+    load_before: float
+
+    def write(self, out: Path, **single: object) -> str:
+        """Leave the table and, with what was found one by one, the JSON in the folder `out`; gives the table."""
+        date, after = self.begun.isoformat(timespec="minutes"), load_average()
+        about = ", ".join(f"{name} {value}" for name, value in machine().items())
+        text = "\n".join(
+            [
+                f"# {self.name}, {date}\n",
+                self.about,
+                f"Machine: {about}; load average {self.load_before:.1f} before, {after:.1f} after.\n",
+                self.grid.to_text(),
+                "",
+                self.notes,
+                "",
+            ]
+        )
+        document: dict[str, object] = {"date": date, "machine": machine(), "about": self.about}
+        document |= {"load_average": (self.load_before, after), "figures": self.grid.to_json(), **single}
+        (out / f"{self.name}.json").write_text(json.dumps(document, indent=1) + "\n")
+        (out / f"{self.name}.md").write_text(text)
+        return text
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

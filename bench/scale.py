@@ -25,7 +25,7 @@ import trio
 from bench.load import account_of
 from bench.parameters import Parameters
 from bench.processes import BenchmarkFailed, Deployment, cpu_of, ended, memory_of, open_canned
-from bench.report import figure, load_average, machine, quantile, table
+from bench.report import Figure, Grid, Record, figure, load_average, quantile
 from worker.http import HttpClient, open_http
 from worker.ports import Ports
 
@@ -35,6 +35,11 @@ WATCHED = 20.0  # seconds for which the tasks are watched; fewer where there are
 BETWEEN_ASKED = 0.02  # seconds between two questions to the web server
 BEGIN_LIMIT = 120.0  # seconds until all tasks run
 END_LIMIT = 60.0  # seconds until all are dead
+
+
+NOTES = """CPU: for a task that waits, in a minute. Memory and descriptors: for a task, beyond those before the first.
+begin: until all tasks run. Lag: until the worker's web server answers. end: from SIGTERM until no process of any task
+is left. idle: the whole worker without a task; 120 ms in a minute are 0.2 % of a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +67,12 @@ class Idle:
 
 def run(parameters: Parameters, out: Path) -> None:
     """Measure, print the table, and leave `scale.json` and `scale.md` in `out`. Raises BenchmarkFailed."""
-    date, before = datetime.now(UTC).isoformat(timespec="minutes"), load_average()
+    begun, before = datetime.now(UTC), load_average()
     with TemporaryDirectory(prefix="bench-") as name:
         found, idle = trio.run(_measure_all, Path(name), parameters)
-    averages = (before, load_average())
-    document: dict[str, object] = {"date": date, "machine": machine(), "load_average": averages}
-    document |= {"found": [asdict(each) for each in found], "idle": [asdict(each) for each in idle]}
-    text = _text(date, parameters, found, idle, averages)
-    (out / "scale.json").write_text(json.dumps(document, indent=1) + "\n")
-    (out / "scale.md").write_text(text)
-    print(text)
+    about = f"{parameters.rounds} rounds; tasks were watched for {_watched(parameters):g} s."
+    record = Record("scale", about, _grid(found, idle), NOTES, begun, before)
+    print(record.write(out, found=[asdict(each) for each in found], idle=[asdict(each) for each in idle]))
 
 
 def _watched(parameters: Parameters) -> float:
@@ -232,41 +233,22 @@ async def _answers(port: int) -> bool:
     return True
 
 
-def _text(
-    date: str, parameters: Parameters, found: list[Measured], idle: list[Idle], averages: tuple[float, float]
-) -> str:
-    about = ", ".join(f"{name} {value}" for name, value in machine().items())
-    rows = []
+def _grid(found: list[Measured], idle: list[Idle]) -> Grid:
+    rows: dict[str, list[Figure | None]] = {}
     for engine, tasks in dict.fromkeys((each.engine, each.tasks) for each in found):
         mine = [each for each in found if (each.engine, each.tasks) == (engine, tasks)]
-        lags = [lag for each in mine for lag in each.lags]
         ends = [each.seconds_to_end for each in mine if each.seconds_to_end is not None]
-        rows.append(
-            [
-                f"{engine}, {tasks}",
-                figure(each.seconds_to_begin for each in mine).shown(),
-                figure(1000 * each.cpu_per_task_minute for each in mine).shown(),
-                figure(each.memory_per_task / 1024 for each in mine).shown(),
-                figure(each.descriptors_per_task for each in mine).shown(),
-                figure(each.threads for each in mine).shown(),
-                f"{1000 * quantile(lags, 0.5):.1f}",
-                f"{1000 * quantile(lags, 0.99):.1f}",
-                figure(ends).shown() if ends else "",
-            ]
-        )
-    columns = ["begin, s", "CPU, ms", "memory, KiB", "descriptors", "threads", "lag, p50", "lag, p99", "end, s"]
-    return "\n".join(
-        [
-            f"# scale, {date}\n",
-            f"{parameters.rounds} rounds; tasks were watched for {_watched(parameters):g} s.",
-            f"Machine: {about}; load average {averages[0]:.1f} before, {averages[1]:.1f} after.\n",
-            table(["", *columns], rows),
-            "",
-            f"Idle: {figure(100 * each.cpu for each in idle).shown()} % of a core, "
-            f"{figure(each.memory / 2**20 for each in idle).shown()} MiB.",
-            "",
-            "CPU: for a task that waits, in a minute. Memory and descriptors: for a task. Lag: milliseconds until the",
-            "worker's web server answers. end: from SIGTERM until no process of any task is left.",
-            "",
+        rows[f"{engine}, {tasks}"] = [
+            figure(each.seconds_to_begin for each in mine),
+            figure(1000 * each.cpu_per_task_minute for each in mine),
+            figure(each.memory_per_task / 1024 for each in mine),
+            figure(each.descriptors_per_task for each in mine),
+            figure(each.threads for each in mine),
+            figure(1000 * quantile(each.lags, 0.5) for each in mine),
+            figure(1000 * quantile(each.lags, 0.99) for each in mine),
+            figure(ends) if ends else None,
         ]
-    )
+    share, memory = figure(1000 * 60 * each.cpu for each in idle), figure(each.memory / 1024 for each in idle)
+    rows["idle"] = [None, share, memory, None, None, None, None, None]
+    columns = ["begin, s", "CPU, ms", "memory, KiB", "descriptors", "threads", "lag p50, ms", "lag p99, ms", "end, s"]
+    return Grid(columns, rows)

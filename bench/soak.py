@@ -20,11 +20,14 @@ import trio
 from bench.load import reported, seconds_of
 from bench.parameters import Parameters
 from bench.processes import BenchmarkFailed, ended, memory_of, open_canned
-from bench.report import load_average, machine, table
+from bench.report import Figure, Grid, Record, figure, load_average
 
 BETWEEN = 1.0  # seconds between two looks
 WARM = 0.1  # share of the tasks before which is not looked: caches and pools fill
 LIMIT = 3600.0  # seconds for one engine
+
+
+NOTES = "bytes a task: the slope of the resident memory over all looks, by least squares."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +44,14 @@ class Look:
 
 def run(parameters: Parameters, out: Path) -> None:
     """Measure, print the table, and leave `soak.json` and `soak.md` in `out`. Raises BenchmarkFailed."""
-    date, before = datetime.now(UTC).isoformat(timespec="minutes"), load_average()
+    begun, before = datetime.now(UTC), load_average()
     found: dict[str, list[Look]] = {}
     with TemporaryDirectory(prefix="bench-") as name:
         for engine, tasks in (("mock", parameters.tasks), ("native", max(1, parameters.tasks // 10))):
             found[engine] = trio.run(_measure, Path(name), engine, tasks, parameters.capacity)
-    averages = (before, load_average())
-    document = {"date": date, "machine": machine(), "parameters": asdict(parameters), "load_average": averages}
-    text = _text(date, parameters, found, averages)
-    looks = {engine: [asdict(look) for look in each] for engine, each in found.items()}
-    (out / "soak.json").write_text(json.dumps({**document, "looks": looks}) + "\n")
-    (out / "soak.md").write_text(text)
-    print(text)
+    about = f"{parameters.capacity} tasks at once; looked at each second, from {WARM:.0%} of the tasks on."
+    record = Record("soak", about, _grid(found), NOTES, begun, before)
+    print(record.write(out, looks={engine: [asdict(look) for look in each] for engine, each in found.items()}))
 
 
 async def _measure(folder: Path, engine: str, tasks: int, capacity: int) -> list[Look]:
@@ -97,43 +96,27 @@ def _look(pid: int, tasks: int, seconds: float, work: Path) -> Look:
     return Look(tasks, seconds, memory_of(pid, "VmRSS"), descriptors, threads, sum(1 for _ in work.rglob("*")))
 
 
-def _text(date: str, parameters: Parameters, found: dict[str, list[Look]], averages: tuple[float, float]) -> str:
-    about = ", ".join(f"{name} {value}" for name, value in machine().items())
-    rows = []
+def _grid(found: dict[str, list[Look]]) -> Grid:
+    rows: dict[str, list[Figure | None]] = {}
     for engine, looks in found.items():
         if len(looks) < 2:
             raise BenchmarkFailed(f"{engine}: the tasks were over before the worker could be looked at twice")
-        first, last = looks[0], looks[-1]
         tenth = max(1, len(looks) // 10)
-        rows.append(
-            [
-                f"{engine}, {last.tasks}",
-                f"{first.memory / 2**20:.1f} to {last.memory / 2**20:.1f}",
-                f"{_slope(looks, 'memory'):.1f}",
-                f"{first.descriptors} to {last.descriptors}",
-                f"{first.threads} to {last.threads}",
-                f"{first.files} to {last.files}",
-                f"{_rate(looks[: tenth + 1]):.1f}",
-                f"{_rate(looks[-tenth - 1 :]):.1f}",
+        for name, part in (("first", looks[: tenth + 1]), ("last", looks[-tenth - 1 :])):
+            rows[f"{engine}, {name} tenth, to {part[-1].tasks}"] = [
+                figure(look.memory / 2**20 for look in part),
+                figure([_slope(looks)]) if name == "last" else None,
+                figure(look.descriptors for look in part),
+                figure(look.threads for look in part),
+                figure(look.files for look in part),
+                figure([_rate(part)]),
             ]
-        )
-    columns = ["memory, MiB", "bytes a task", "descriptors", "threads", "files", "tasks/s, first", "last"]
-    return "\n".join(
-        [
-            f"# soak, {date}\n",
-            f"{parameters.capacity} tasks at once; looked at each second, from {WARM:.0%} of the tasks on.",
-            f"Machine: {about}; load average {averages[0]:.1f} before, {averages[1]:.1f} after.\n",
-            table(["", *columns], rows),
-            "",
-            "bytes a task: the slope of the memory by least squares. tasks/s: over the first and the last tenth.",
-            "",
-        ]
-    )
+    return Grid(["memory, MiB", "bytes a task", "descriptors", "threads", "files", "tasks/s"], rows)
 
 
-def _slope(looks: list[Look], name: str) -> float:
-    tasks = [float(look.tasks) for look in looks]
-    return statistics.linear_regression(tasks, [float(getattr(look, name)) for look in looks]).slope
+def _slope(looks: list[Look]) -> float:
+    tasks, memory = [float(look.tasks) for look in looks], [float(look.memory) for look in looks]
+    return statistics.linear_regression(tasks, memory).slope
 
 
 def _rate(looks: list[Look]) -> float:
