@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,7 +85,9 @@ async def _measure(folder: Path, engine: str, tasks: int, capacity: int) -> list
                         await process.wait()
                     if process.returncode is None:
                         done = await reported(queue)
-                        looks.append(_look(process.pid, done, time.monotonic() - begun, work))
+                        # It may have ended meanwhile, and then has neither memory nor files.
+                        with suppress(OSError, StopIteration):
+                            looks.append(_look(process.pid, done, time.monotonic() - begun, work))
                         print(f"{engine}: {done} of {tasks} tasks", end="\r", file=sys.stderr, flush=True)
         await seconds_of(queue, tasks)
     print(file=sys.stderr)
