@@ -6,12 +6,9 @@ it had sent a claim and when a report had come, and the task's own: it writes do
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,11 +18,10 @@ import trio
 
 from bench.load import account_of, add_task, reported
 from bench.parameters import Parameters
-from bench.processes import BenchmarkFailed, Deployment, delayed, ended, open_canned
+from bench.processes import BenchmarkFailed, Deployment, delayed, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average, quantile
 from worker.ports import Ports
 
-POOL = "bench/canned"
 DELAYS = (0.0, 0.02, 0.1)  # seconds each way
 TASK_LIMIT = 30.0  # seconds until a task has been reported
 PAUSE = 0.05  # seconds at most between two tasks, so that they do not keep step with anything
@@ -91,7 +87,7 @@ async def _measure(folder: Path, number: int, delay: float, tasks: int) -> list[
     async with (
         open_canned(folder, payload, 0) as queue,
         delayed(queue, delay, folder) as distant,
-        _worker(folder, distant, tasks),
+        open_worker(folder, distant, "native", numberOfTasks=tasks),
     ):
         for done in range(1, tasks + 1):
             await trio.sleep(pause.uniform(0, PAUSE) + 2 * delay)
@@ -113,29 +109,6 @@ async def _until_reported(queue: Deployment, number: int) -> None:
                 return
             await trio.sleep(0.02)
     raise BenchmarkFailed(f"a task was not reported within {TASK_LIMIT:.0f} s")
-
-
-@asynccontextmanager
-async def _worker(folder: Path, queue: Deployment, tasks: int) -> AsyncGenerator[None, None]:
-    own = {
-        "taskQueueId": POOL,
-        "workerId": "bench",
-        "capacity": 1,
-        "workDir": str(folder / "work"),
-        "minimumDiskSpace": 0,
-        "numberOfTasks": tasks,
-    }
-    config = trio.Path(folder / "worker.yml")
-    await config.write_text(json.dumps({"engine": "native", "worker": own}))
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "worker", "run", "--config", str(config)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=queue.environment(),
-    )
-    async with ended(process):
-        yield
 
 
 def _grid(found: list[Measured], bare: list[list[float]]) -> Grid:

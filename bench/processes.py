@@ -98,6 +98,30 @@ def open_canned(folder: Path, payload: dict[str, Any], tasks: int) -> AbstractAs
 
 
 @asynccontextmanager
+async def open_worker(
+    folder: Path, queue: Deployment, engine: str, webhooks: dict[str, Any] | None = None, **own: object
+) -> AsyncGenerator[trio.Process, None]:
+    """A worker for `bench.canned`'s tasks, with `own` in the part `worker` of its config; it is silent."""
+    worker = {"taskQueueId": "bench/canned", "workerId": "bench", "minimumDiskSpace": 0}
+    config = {
+        "engine": engine,
+        "webhooks": webhooks or {},
+        "worker": {**worker, "workDir": str(folder / "work"), **own},
+    }
+    path = trio.Path(folder / "worker.yml")
+    await path.write_text(json.dumps(config))
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "worker", "run", "--config", str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=queue.environment(),
+    )
+    async with ended(process):
+        yield process
+
+
+@asynccontextmanager
 async def delayed(deployment: Deployment, seconds: float, folder: Path) -> AsyncGenerator[Deployment, None]:
     """The same deployment over a network that takes so long, each way."""
     if not seconds:

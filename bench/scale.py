@@ -10,7 +10,6 @@ import itertools
 import json
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -24,7 +23,7 @@ import trio
 
 from bench.load import account_of
 from bench.parameters import Parameters
-from bench.processes import BenchmarkFailed, Deployment, cpu_of, ended, memory_of, open_canned
+from bench.processes import BenchmarkFailed, Deployment, cpu_of, memory_of, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average, quantile
 from worker.http import HttpClient, open_http
 from worker.ports import Ports
@@ -196,24 +195,8 @@ async def _worker(
     folder: Path, engine: str, queue: Deployment, tasks: int
 ) -> AsyncGenerator[tuple[trio.Process, int], None]:
     """The worker, and the port of its web server."""
-    own = {
-        "taskQueueId": "bench/canned",
-        "workerId": "bench",
-        "capacity": tasks,
-        "workDir": str(folder / "work"),
-        "minimumDiskSpace": 0,
-    }
-    config = trio.Path(folder / "worker.yml")
     port = _free_port()
-    await config.write_text(json.dumps({"engine": engine, "worker": own, "webhooks": {"port": port}}))
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "worker", "run", "--config", str(config)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=queue.environment(),
-    )
-    async with ended(process):
+    async with open_worker(folder, queue, engine, {"port": port}, capacity=tasks) as process:
         await _until(lambda: _answers(port), 30, "begin")
         yield process, port
 

@@ -5,9 +5,7 @@ The queue's answers are canned. With the engine `mock` there are `--tasks` of th
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -20,7 +18,7 @@ import trio
 
 from bench.load import reported, seconds_of
 from bench.parameters import Parameters
-from bench.processes import BenchmarkFailed, ended, memory_of, open_canned
+from bench.processes import BenchmarkFailed, memory_of, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average
 
 BETWEEN = 1.0  # seconds between two looks
@@ -56,29 +54,13 @@ def run(parameters: Parameters, out: Path) -> None:
 
 
 async def _measure(folder: Path, engine: str, tasks: int, capacity: int) -> list[Look]:
-    work = folder / f"work-{engine}"
-    own = {
-        "taskQueueId": "bench/canned",
-        "workerId": "bench",
-        "capacity": capacity,
-        "workDir": str(work),
-        "minimumDiskSpace": 0,
-        "numberOfTasks": tasks,
-    }
-    config = trio.Path(folder / f"{engine}.yml")
-    await config.write_text(json.dumps({"engine": engine, "worker": own}))
+    folder = folder / engine
+    await trio.Path(folder).mkdir()
     payload = {"maxRunTime": 60, **({"command": [["/bin/true"]]} if engine == "native" else {})}
     looks: list[Look] = []
     async with open_canned(folder, payload, tasks) as queue:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "worker", "run", "--config", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=queue.environment(),
-        )
         begun = time.monotonic()
-        async with ended(process):
+        async with open_worker(folder, queue, engine, capacity=capacity, numberOfTasks=tasks) as process:
             with trio.fail_after(LIMIT):
                 while process.returncode is None:
                     with trio.move_on_after(BETWEEN):
@@ -87,7 +69,7 @@ async def _measure(folder: Path, engine: str, tasks: int, capacity: int) -> list
                         done = await reported(queue)
                         # It may have ended meanwhile, and then has neither memory nor files.
                         with suppress(OSError, StopIteration):
-                            looks.append(_look(process.pid, done, time.monotonic() - begun, work))
+                            looks.append(_look(process.pid, done, time.monotonic() - begun, folder / "work"))
                         print(f"{engine}: {done} of {tasks} tasks", end="\r", file=sys.stderr, flush=True)
         await seconds_of(queue, tasks)
     print(file=sys.stderr)
