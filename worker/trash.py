@@ -74,9 +74,10 @@ class Trash:
             await self._filled.wait()
         while True:
             self._filled = trio.Event()
+            steps = self._emptying()
             try:
-                while name := await self._ports.run_sync(self._first):
-                    await self._remove(name)
+                while await self._ports.run_sync(_advance, steps):
+                    self._tell_progress()
             except OSError as error:
                 log.error("what is in %s cannot be removed: %s", self._folder, error.strerror)
             if not self._filled.is_set():
@@ -84,19 +85,21 @@ class Trash:
             self._tell_progress()
             await self._filled.wait()
 
-    def _first(self) -> str | None:
+    def _emptying(self) -> Iterator[None]:
+        """Remove all that is there, in steps that are short each."""
+        while names := self._names():
+            for name in names:
+                yield from removing(self._folder / name)
+                if os.path.lexists(self._folder / name):
+                    self._stuck.add(name)
+                yield
+
+    def _names(self) -> list[str]:
         try:
             with os.scandir(self._folder) as entries:
-                return next((entry.name for entry in entries if entry.name not in self._stuck), None)
+                return [entry.name for entry in entries if entry.name not in self._stuck]
         except FileNotFoundError:
-            return None
-
-    async def _remove(self, name: str) -> None:
-        steps = removing(self._folder / name)
-        while await self._ports.run_sync(_advance, steps):
-            self._tell_progress()
-        if await self._ports.run_sync(os.path.lexists, self._folder / name):
-            self._stuck.add(name)
+            return []
 
     def _tell_progress(self) -> None:
         self._progress.set()

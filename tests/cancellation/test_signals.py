@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from worker.testing.world import World, open_world
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the trees are Linux'")
 
 TOLD = "told to stop: no more claims"  # what a worker says when it has had the first signal
+HURRIED = ("lock", "trash/0")  # no second signal waits until the trash is empty; the next start goes on with it
 SHUTDOWN = [("exception", "worker-shutdown"), ("pending", None)]
 
 
@@ -44,12 +45,12 @@ class Running:
 
 
 @asynccontextmanager
-async def running(folder: Path, **settings: Any) -> AsyncGenerator[Running, None]:
-    """It has ended when the block has, and left nothing."""
+async def running(folder: Path, *, kept: Sequence[str] = ("lock",), **settings: Any) -> AsyncGenerator[Running, None]:
+    """It has ended when the block has, and left nothing but what is `kept`."""
     mark, work = f"tree-{folder.name}", folder / "work"
     work.mkdir()
     with Arrivals(folder / "ready") as arrivals:
-        async with no_leaks(work, marks=[mark, owner_of(work)], kept=["lock"]), open_world(folder) as world:
+        async with no_leaks(work, marks=[mark, owner_of(work)], kept=kept), open_world(folder) as world:
             argv = command(mark, *HOSTILE, ready=arrivals.path)
             task_id = await world.create({"command": [argv], "maxRunTime": 600})
             async with real_worker(world, folder, **settings) as worker:
@@ -69,7 +70,7 @@ async def test_the_first_signal_ends_the_task_and_reports_it(tmp_path: Path, num
 
 
 async def test_the_second_signal_waits_for_no_grace(tmp_path: Path) -> None:
-    async with running(tmp_path, killGrace=60) as now:
+    async with running(tmp_path, kept=HURRIED, killGrace=60) as now:
         now.worker.process.send_signal(signal.SIGTERM)
         await now.worker.hear(TOLD)
         now.worker.process.send_signal(signal.SIGTERM)
@@ -89,7 +90,7 @@ async def test_a_task_that_is_waited_for_can_still_be_cancelled(tmp_path: Path) 
 
 
 async def test_the_second_signal_ends_a_task_that_is_waited_for(tmp_path: Path) -> None:
-    async with running(tmp_path, killGrace=60, shutdown={"onTerm": "finish"}) as now:
+    async with running(tmp_path, kept=HURRIED, killGrace=60, shutdown={"onTerm": "finish"}) as now:
         now.worker.process.send_signal(signal.SIGTERM)
         await now.worker.hear(TOLD)
         now.worker.process.send_signal(signal.SIGTERM)
