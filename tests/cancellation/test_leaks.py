@@ -150,8 +150,21 @@ async def test_nothing_is_told_where_nothing_is_left(tmp_path: Path) -> None:
 
 
 async def test_what_may_stay_is_not_told(tmp_path: Path) -> None:
-    async with no_leaks(tmp_path, kept=["lock"]):
+    async with no_leaks(tmp_path, kept=["lock", "trash"]):
         (tmp_path / "lock").touch()
+        (tmp_path / "trash" / "0").mkdir(parents=True)
+        (tmp_path / "trash" / "0" / "file").touch()
+
+
+async def test_what_is_only_named_alike_may_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "trash-2").mkdir()
+    with pytest.raises(Leaked, match="trash-2/file"):
+        await leave(tmp_path / "trash-2" / "file", tmp_path, kept="trash")
+
+
+async def leave(path: Path, folder: Path, kept: str) -> None:
+    async with no_leaks(folder, kept=[kept]):
+        os.mkfifo(path)
 
 
 async def test_other_workers_do_not_count_where_ours_has_a_mark(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from worker.testing.world import World, open_world
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the trees are Linux'")
 
 TOLD = "told to stop: no more claims"  # what a worker says when it has had the first signal
-HURRIED = ("lock", "trash/0")  # no second signal waits until the trash is empty; the next start goes on with it
+HURRIED = ("lock", "trash")  # no second signal waits until the trash is empty; the next start goes on with it
 SHUTDOWN = [("exception", "worker-shutdown"), ("pending", None)]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stuck import stuck_folder
 
 from worker.folders import mounts_below, move, remove_folder, removing, size_of
 
@@ -86,17 +87,10 @@ def test_it_goes_by_short_steps(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_removed_is_told_and_the_rest_goes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (folder := tmp_path / "task").mkdir()
-    for number in range(10):
-        (folder / str(number)).touch()
-    if subprocess.run(["chattr", "+i", folder / "5"], check=False, capture_output=True).returncode != 0:
-        pytest.skip("no file can be made immutable here")
-    try:
+    with stuck_folder(tmp_path) as folder:
         remove_folder(folder)
         assert [path.name for path in folder.iterdir()] == ["5"]
-        assert "task could not be removed: Operation not permitted" in caplog.text
-    finally:
-        subprocess.run(["chattr", "-i", folder / "5"], check=True)
+    assert "stuck could not be removed: Operation not permitted" in caplog.text
 
 
 def test_what_is_mounted_in_it_is_detached_and_stays_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

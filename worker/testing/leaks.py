@@ -176,7 +176,8 @@ def _files(watch: Watch) -> Found:
             inside = Path(folder) != top
             for kind, names in (("file", files), ("folder", below if inside else [])):
                 for path in (Path(folder, name) for name in names):
-                    if str(path.relative_to(top)) not in watch.kept:
+                    inner = path.relative_to(top)
+                    if watch.kept.isdisjoint(map(str, (inner, *inner.parents))):
                         found[path] = f"{kind} {path}"
     return found
 
@@ -252,8 +253,8 @@ def leaked(watch: Watch, before: Snapshot) -> list[str]:
 async def no_leaks(*folders: Path, marks: Iterable[str] = (), kept: Iterable[str] = ()) -> AsyncGenerator[Watch, None]:
     """Raise `Leaked` at the end of the block unless everything is gone that was begun in it. See `Watch`.
 
-    `kept` are paths, relative to a folder, that may stay. Where the block itself raises, what is left is noted on that
-    exception instead.
+    `kept` are paths, relative to a folder, that may stay with all that is in them. Where the block itself raises, what
+    is left is noted on that exception instead.
     """
     watch = Watch(list(folders), list(marks), frozenset(kept))
     before = Snapshot.take(watch)
