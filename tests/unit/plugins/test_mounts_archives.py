@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import random
 import resource
 import shutil
 import stat
@@ -371,7 +372,9 @@ async def test_single_files_are_decompressed(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(COMPRESS))
 @pytest.mark.parametrize("fault", ["truncated", "damaged", "bomb", "other", "empty", "garbage"])
 async def test_single_files_that_are_not_whole_are_refused(tmp_path: Path, name: str, fault: str) -> None:
-    content = b"".join(os.urandom(1000) + bytes(1000) for _ in range(100))
+    # Always the same: lz4 says of zeros where to copy them from. With one in 32 others the damage was there, and had them
+    # come from further back, where there are zeros too.
+    content = b"".join(random.Random(number).randbytes(1000) + bytes(1000) for number in range(100))
     packed = COMPRESS[name](content)
     if name == "lz4":
         packed = lz4.frame.compress(content, content_checksum=True)
