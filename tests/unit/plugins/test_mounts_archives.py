@@ -372,8 +372,8 @@ async def test_single_files_are_decompressed(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(COMPRESS))
 @pytest.mark.parametrize("fault", ["truncated", "damaged", "bomb", "other", "empty", "garbage"])
 async def test_single_files_that_are_not_whole_are_refused(tmp_path: Path, name: str, fault: str) -> None:
-    # Always the same: lz4 says of zeros where to copy them from. With one in 32 others the damage was there, and had them
-    # come from further back, where there are zeros too.
+    # Always the same: lz4 says of zeros where to copy them from. With one in 32 others the damage was there, and had
+    # them come from further back, where there are zeros too.
     content = b"".join(random.Random(number).randbytes(1000) + bytes(1000) for number in range(100))
     packed = COMPRESS[name](content)
     if name == "lz4":
