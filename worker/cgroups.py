@@ -22,7 +22,6 @@ _PERIOD = 100_000  # microseconds, over which a share of the processors is measu
 _CONTROLLERS = ("memory", "pids", "cpu", "io")
 _LEGACY_NAMES = {"blkio": "io"}
 _MOST_GROUPS = 5000  # that a task may make in its own; half a millisecond each in the end
-_HELPERS = 1  # processes of ours in a group, which a task's own limit is not to count
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ def settings(places: Mapping[str, Home], limits: Limits) -> Iterator[tuple[Path,
         if swap.exists():
             yield swap, "0" if place.unified else limit
     if limits.processes is not None:
-        yield places["pids"].path / "pids.max", str(limits.processes + _HELPERS)
+        yield places["pids"].path / "pids.max", str(limits.processes)
     if limits.cpus is not None:
         place, quota = places["cpu"], round(limits.cpus * _PERIOD)
         if place.unified:

@@ -97,10 +97,7 @@ class ToldMembers:
         return self._grouped() | leaders | orphans | related
 
     def _grouped(self) -> set[Identity]:
-        if self.cgroup is None:
-            return set()
-        found = proctree.identify(self.cgroup.members)
-        return {each for each in found if self.namespace is None or each.pid != self.namespace.init}
+        return set() if self.cgroup is None else proctree.identify(self.cgroup.members)
 
     def ask(self) -> Asked:
         found = self.alive()

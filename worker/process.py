@@ -247,9 +247,8 @@ class Containment:
             if self.homes is not None:
                 cgroup = await holds.enter_async_context(self._open_cgroup(self.homes, mark, limits or Limits()))
             if self.namespaces:
-                groups = () if cgroup is None else cgroup.paths
                 try:
-                    namespace = await holds.enter_async_context(open_pidns(groups, {MARK: mark}))
+                    namespace = await holds.enter_async_context(open_pidns({MARK: mark}))
                 except NoNamespace as error:
                     raise NotContained(f"no PID namespace could be made: {error}") from error
             members: Members = GroupMembers()

@@ -95,10 +95,9 @@ def in_v2(folder: Path, limits: Limits) -> tuple[Cgroup, Path]:
 
 def test_limits_of_v2(tmp_path: Path) -> None:
     _, group = in_v2(tmp_path, ALL)
-    # One of the processes is init, or nobody.
     assert {file.name: file.read_text() for file in group.iterdir()} == {
         "memory.max": "1048576",
-        "pids.max": "11",
+        "pids.max": "10",
         "cpu.max": "150000 100000",
     }
 
