@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import click
 
-from bench import abort, artifacts, claim, latency, livelog, scale, soak
+from bench import abort, artifacts, claim, latency, livelog, profile, scale, soak
 from bench.compare import NotComparable, compare
 from bench.parameters import DEFAULTS, SMOKE, Parameters
 
@@ -20,6 +20,7 @@ BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType(
         "claim": claim.run,
         "latency": latency.run,
         "livelog": livelog.run,
+        "profile": profile.run,
         "scale": scale.run,
         "soak": soak.run,
     }

@@ -23,6 +23,7 @@ DEFAULTS: Mapping[str, Parameters] = MappingProxyType(
         "claim": Parameters(tasks=500, rounds=3, capacity=16),
         "latency": Parameters(tasks=50, rounds=2, capacity=1),
         "livelog": Parameters(tasks=1000, rounds=3, capacity=500),
+        "profile": Parameters(tasks=2000, rounds=3, capacity=16),
         "soak": Parameters(tasks=100_000, rounds=1, capacity=16),
         "scale": Parameters(tasks=1000, rounds=1, capacity=1),
     }
