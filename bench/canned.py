@@ -23,6 +23,7 @@ from worker.taskfile import complete_task
 
 POLL = 20.0  # seconds that a claim waits for work, as the queue has it (facts page, 1)
 CLAIM_LIFETIME = timedelta(minutes=20)
+WAIT = 5.0  # seconds that a question for reports waits for them
 
 _HOST = "host.invalid"
 _TASK_ID = "AAAAAAAAQACAAAAAAAAAAA"
@@ -51,6 +52,7 @@ class Canned:
         self.account = Account()
         self.left = tasks
         self.more = asyncio.Event()
+        self.one_reported = asyncio.Event()
         self._ids = Ports()
         documents = _documents(payload)
         self._claim, self._status = (json.dumps(document) for document in documents)
@@ -71,8 +73,8 @@ class Canned:
         if method == b"PUT":
             self.account.calls["put"] += 1
             return _EMPTY
-        if path == "/bench/reported":
-            return _json(b"%d" % self.account.reported.total())
+        if path.startswith("/bench/reported/"):
+            return _json(b"%d" % await self._reported(int(path.rpartition("/")[2])))
         if path == "/bench":
             return self._tell(body)
         name = path.rpartition("/")[2] if "/artifacts/" not in path else "artifact"
@@ -87,6 +89,7 @@ class Canned:
         if name in {"completed", "failed", "exception"}:
             self.account.reported[name] += 1
             self.account.reports.append(time.time())
+            self.one_reported.set()
             return _json(self._status.replace(_TASK_ID, task_id).encode())
         if name == "reclaim":
             claim = json.loads(self._claim.replace(_TASK_ID, task_id))
@@ -103,6 +106,14 @@ class Canned:
             self.left += json.loads(body)["tasks"]
             self.more.set()
         return _json(self.account.to_json())
+
+    async def _reported(self, at_least: int) -> int:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAIT):
+                while self.account.reported.total() < at_least:
+                    self.one_reported.clear()
+                    await self.one_reported.wait()
+        return self.account.reported.total()
 
     async def _claims(self, wanted: int) -> bytes:
         if not self.left:

@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from bench.load import account_of, add_task, reported
+from bench.load import account_of, add_tasks, wait_reported
 from bench.parameters import Parameters
-from bench.processes import BenchmarkFailed, Deployment, delayed, open_canned, open_worker
+from bench.processes import delayed, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average, quantile
 from worker.ports import Ports
 
@@ -87,12 +87,12 @@ async def _measure(folder: Path, number: int, delay: float, tasks: int) -> list[
     async with (
         open_canned(folder, payload, 0) as queue,
         delayed(queue, delay, folder) as distant,
-        open_worker(folder, distant, "native", numberOfTasks=tasks),
+        open_worker(folder, distant, "native", numberOfTasks=tasks) as worker,
     ):
         for done in range(1, tasks + 1):
             await trio.sleep(pause.uniform(0, PAUSE) + 2 * delay)
-            await add_task(queue)
-            await _until_reported(queue, done)
+            await add_tasks(queue, 1)
+            await wait_reported(queue, worker, done, TASK_LIMIT)
         account = await account_of(queue)
     begun = trio.Path(times)
     moments = [float(line) for line in (await begun.read_text()).split()]
@@ -100,15 +100,6 @@ async def _measure(folder: Path, number: int, delay: float, tasks: int) -> list[
         Measured(number, delay, began - claimed - delay, reported - began - delay)
         for claimed, began, reported in zip(account.claims, moments, account.reports, strict=True)
     ]
-
-
-async def _until_reported(queue: Deployment, number: int) -> None:
-    with trio.move_on_after(TASK_LIMIT):
-        while True:
-            if await reported(queue) >= number:
-                return
-            await trio.sleep(0.02)
-    raise BenchmarkFailed(f"a task was not reported within {TASK_LIMIT:.0f} s")
 
 
 def _grid(found: list[Measured], bare: list[list[float]]) -> Grid:

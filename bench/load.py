@@ -70,16 +70,31 @@ async def account_of(deployment: Deployment) -> Account:
     return Account(**json.loads(answer.body))
 
 
-async def add_task(deployment: Deployment) -> None:
-    """One more, for a `bench.canned`."""
+async def add_tasks(deployment: Deployment, number: int) -> None:
+    """So many more, for a `bench.canned`."""
     async with open_http(Ports()) as http:
-        await http.control.request("POST", f"{deployment.root_url}/bench", content=b'{"tasks": 1}')
+        content = json.dumps({"tasks": number}).encode()
+        await http.control.request("POST", f"{deployment.root_url}/bench", content=content)
 
 
-async def reported(deployment: Deployment) -> int:
-    """How many tasks were reported to a `bench.canned`."""
+async def reported(deployment: Deployment, at_least: int = 0) -> int:
+    """How many tasks were reported to a `bench.canned`, which waits some seconds for there to be so many."""
     async with open_http(Ports()) as http:
-        return int((await http.control.request("GET", f"{deployment.root_url}/bench/reported")).body)
+        return int((await http.control.request("GET", f"{deployment.root_url}/bench/reported/{at_least}")).body)
+
+
+async def wait_reported(deployment: Deployment, worker: trio.Process, number: int, limit: float) -> None:
+    """Until the worker has reported so many tasks to a `bench.canned`.
+
+    Raises BenchmarkFailed after `limit` seconds, and soon after the worker has ended without that.
+    """
+    with trio.move_on_after(limit):
+        while await reported(deployment, number) < number:
+            if worker.returncode is not None:
+                break
+        else:
+            return
+    raise BenchmarkFailed(f"{number} tasks were not reported; the worker's exit code is {worker.returncode}")
 
 
 async def seconds_of(deployment: Deployment, tasks: int) -> float:

@@ -6,7 +6,6 @@ found these threads when it looked. The queue's answers are canned.
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import subprocess
@@ -23,12 +22,10 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from bench.load import reported
+from bench.load import add_tasks, wait_reported
 from bench.parameters import Parameters
-from bench.processes import RUN_LIMIT, TICKS, BenchmarkFailed, Deployment, cpu_of, ended, open_canned, open_worker
+from bench.processes import RUN_LIMIT, TICKS, BenchmarkFailed, cpu_of, ended, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average
-from worker.http import open_http
-from worker.ports import Ports
 
 RATE = 200  # looks a second
 ENGINES = ("mock", "native")
@@ -153,13 +150,11 @@ async def _measure(folder: Path, number: int, engine: str, parameters: Parameter
         open_worker(folder, queue, engine, capacity=capacity) as worker,
     ):
         # The start, and what only the first tasks do, is over before anybody looks.
-        await _until_reported(queue, worker, capacity)
+        await wait_reported(queue, worker, capacity, RUN_LIMIT)
         async with _sampled(worker.pid, stacks):
             before, main_before = cpu_of(worker.pid), _cpu_of_main(worker.pid)
-            async with open_http(Ports()) as http:
-                more = json.dumps({"tasks": tasks}).encode()
-                await http.control.request("POST", f"{queue.root_url}/bench", content=more)
-            await _until_reported(queue, worker, capacity + tasks)
+            await add_tasks(queue, tasks)
+            await wait_reported(queue, worker, capacity + tasks, RUN_LIMIT)
             main, used = _cpu_of_main(worker.pid) - main_before, cpu_of(worker.pid) - before
         worker.send_signal(signal.SIGINT)  # With the TERM that follows it waits for no claim.
     threads = max(0.0, used.own - main)
@@ -176,15 +171,6 @@ async def _measure(folder: Path, number: int, engine: str, parameters: Parameter
         children=each * used.children,
         samples=dict(samples[True] + samples[False]),
     )
-
-
-async def _until_reported(queue: Deployment, worker: trio.Process, number: int) -> None:
-    with trio.move_on_after(RUN_LIMIT):
-        while worker.returncode is None:
-            if await reported(queue) >= number:
-                return
-            await trio.sleep(0.05)
-    raise BenchmarkFailed(f"{number} tasks were not reported; the worker's exit code is {worker.returncode}")
 
 
 def _cpu_of_main(pid: int) -> float:
