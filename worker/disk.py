@@ -112,8 +112,7 @@ class Disk:
         nobody can look. Cancellation ends it between two items.
         """
         async with self._making_room:
-            while (lacking := await self._lacking()) and self._trash.busy:
-                await self._trash.wait_progress()
+            lacking = await self._lacking_beside_trash()
             if lacking and self._stores:
                 lacking = await self._remove_until_enough(lacking)
             return lacking
@@ -127,6 +126,15 @@ class Disk:
         if room.free < FULL:
             return "nothing more can be written"
         return "no more files can be made" if room.inodes == 0 else ""
+
+    async def _lacking_beside_trash(self) -> Lacking | None:
+        while True:
+            was_busy = self._trash.busy
+            lacking = await self._lacking()
+            # It has not seen what was removed while it looked, even where all is by now.
+            if not lacking or not (was_busy or self._trash.busy):
+                return lacking
+            await self._trash.wait_progress()
 
     async def _lacking(self) -> Lacking | None:
         room = await self._ports.run_sync(look, self._work_dir)

@@ -17,7 +17,7 @@ from worker.disk import Disk, Item, Room, look
 from worker.ports import Ports
 from worker.supervisor import Supervisor
 from worker.testing.runs import RecordingQueue
-from worker.trash import open_trash
+from worker.trash import Trash, open_trash
 from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -167,6 +167,33 @@ async def test_the_trash_is_waited_for_before_anything_is_given_up(tmp_path: Pat
                 nursery.start_soon(release)
                 await trio.testing.wait_all_tasks_blocked()
                 assert await disk.make_room() is None
+        assert shelf.names() == ["a"]
+
+
+class SlowLook(SmallDisk):
+    """Whoever looks is told what was there before the trash was emptied, when it is empty."""
+
+    trash: Trash
+
+    async def run_sync(self, function: Callable[..., T], /, *args: object) -> T:
+        seen = await super().run_sync(function, *args)
+        if function is look:
+            await self.trash.wait_empty()
+            self.held_by_trash = 0
+        return seen
+
+
+async def test_a_look_counts_only_when_nothing_was_removed_meanwhile(tmp_path: Path) -> None:
+    ports = SlowLook()
+    ports.held_by_trash = 40
+    shelf = Shelf(ports, item("a", 1, 30))
+    (tmp_path / "task").mkdir()
+    async with open_trash(ports, tmp_path, trio.Event()) as ports.trash:
+        await ports.trash.wait_empty()
+        disk = Disk(ports, tmp_path, ports.trash, 60, 0)
+        with disk.add(shelf):
+            await ports.trash.discard(tmp_path / "task")
+            assert await disk.make_room() is None
         assert shelf.names() == ["a"]
 
 
