@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import click
 
-from bench import abort, artifacts, claim, latency, livelog, profile, scale, soak
+from bench import abort, artifacts, claim, growth, latency, livelog, profile, scale, soak, workers
 from bench.compare import NotComparable, compare
 from bench.parameters import DEFAULTS, SMOKE, Parameters
 
@@ -18,11 +18,13 @@ BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType(
         "abort": abort.run,
         "artifacts": artifacts.run,
         "claim": claim.run,
+        "growth": growth.run,
         "latency": latency.run,
         "livelog": livelog.run,
         "profile": profile.run,
         "scale": scale.run,
         "soak": soak.run,
+        "workers": workers.run,
     }
 )
 OUT = Path(__file__).parent / "out"

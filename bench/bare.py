@@ -41,6 +41,7 @@ class Load:
     tasks: int
     capacity: int
     spawn: bool
+    worker_id: str = "bare"
 
 
 async def run_tasks(ports: Ports, root_url: str, credentials: Credentials, load: Load) -> None:
@@ -60,7 +61,7 @@ async def run_tasks(ports: Ports, root_url: str, credentials: Credentials, load:
         while left:
             await places.acquire()
             places.release()
-            answer = await queue.claim_work(load.pool, "bench", "bare", min(places.value, left, MAX_CLAIM))
+            answer = await queue.claim_work(load.pool, "bench", load.worker_id, min(places.value, left, MAX_CLAIM))
             left -= len(answer.tasks)
             for claim in answer.tasks:
                 places.acquire_nowait()
@@ -121,13 +122,14 @@ async def spawn() -> None:
 @click.option("--tasks", type=int, required=True)
 @click.option("--capacity", type=int, required=True)
 @click.option("--spawn", "with_spawn", is_flag=True, help="Run a process for each task.")
-def main(pool: str, tasks: int, capacity: int, with_spawn: bool) -> None:
+@click.option("--worker-id", default="bare", help="As whom it claims.")
+def main(pool: str, tasks: int, capacity: int, with_spawn: bool, worker_id: str) -> None:
     """The queue and its credentials come by the environment. Without a queue it prints the seconds that it took."""
     if not pool:
         print(trio.run(run_spawns, tasks, capacity))
         return
     credentials = Credentials(os.environ["TASKCLUSTER_CLIENT_ID"], os.environ["TASKCLUSTER_ACCESS_TOKEN"])
-    load = Load(pool, tasks, capacity, with_spawn)
+    load = Load(pool, tasks, capacity, with_spawn, worker_id)
     trio.run(run_tasks, Ports(), os.environ["TASKCLUSTER_ROOT_URL"], credentials, load)
 
 

@@ -1,7 +1,8 @@
 """A queue that answers at once with what was written beforehand: `python -m bench.canned`.
 
 It is there to not be the bottleneck: it verifies, stores and logs nothing, and understands no more of HTTP than what
-a worker sends that reuses its connections. It counts: `GET /bench` tells what was claimed, reported and when.
+a worker sends that reuses its connections. It counts: `GET /bench` tells what was claimed, reported and when,
+`/bench/reported/N` and `/bench/waiting/N` how many tasks are reported, and claims wait, once there are N.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,7 +25,7 @@ from worker.taskfile import complete_task
 
 POLL = 20.0  # seconds that a claim waits for work, as the queue has it (facts page, 1)
 CLAIM_LIFETIME = timedelta(minutes=20)
-WAIT = 5.0  # seconds that a question for reports waits for them
+WAIT = 5.0  # seconds that a question for a count waits for it
 
 _HOST = "host.invalid"
 _TASK_ID = "AAAAAAAAQACAAAAAAAAAAA"
@@ -33,8 +35,10 @@ _EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 @dataclass
 class Account:
-    """What happened, and when, in seconds since 1970. `claims` and `reports` are in the order in which they came."""
+    """What happened, and when, in seconds since 1970. `claims` and `reports` are in the order in which they came;
+    `claimed` is how many tasks each worker got."""
 
+    claimed: Counter[str] = field(default_factory=Counter)
     reported: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     claims: list[float] = field(default_factory=list)
@@ -52,7 +56,8 @@ class Canned:
         self.account = Account()
         self.left = tasks
         self.more = asyncio.Event()
-        self.one_reported = asyncio.Event()
+        self.changed = asyncio.Event()
+        self.waiting = 0
         self._ids = Ports()
         documents = _documents(payload)
         self._claim, self._status = (json.dumps(document) for document in documents)
@@ -74,7 +79,9 @@ class Canned:
             self.account.calls["put"] += 1
             return _EMPTY
         if path.startswith("/bench/reported/"):
-            return _json(b"%d" % await self._reported(int(path.rpartition("/")[2])))
+            return _json(b"%d" % await self._count(self.account.reported.total, path))
+        if path.startswith("/bench/waiting/"):
+            return _json(b"%d" % await self._count(lambda: self.waiting, path))
         if path == "/bench":
             return self._tell(body)
         name = path.rpartition("/")[2] if "/artifacts/" not in path else "artifact"
@@ -84,12 +91,12 @@ class Canned:
         if name == "artifact":
             return _json(self._artifacts[json.loads(body)["storageType"]].replace(_HOST, host).encode())
         if name == "claim-work":
-            return _json(await self._claims(json.loads(body)["tasks"]))
+            return _json(await self._claims(json.loads(body)))
         task_id = path.split("/task/")[1][:22] if "/task/" in path else ""
         if name in {"completed", "failed", "exception"}:
             self.account.reported[name] += 1
             self.account.reports.append(time.time())
-            self.one_reported.set()
+            self.changed.set()
             return _json(self._status.replace(_TASK_ID, task_id).encode())
         if name == "reclaim":
             claim = json.loads(self._claim.replace(_TASK_ID, task_id))
@@ -107,24 +114,35 @@ class Canned:
             self.more.set()
         return _json(self.account.to_json())
 
-    async def _reported(self, at_least: int) -> int:
+    async def _count(self, count: Callable[[], int], path: str) -> int:
+        """A count that is waited for to be as high as the path's last part."""
+        at_least = int(path.rpartition("/")[2])
         with suppress(TimeoutError):
             async with asyncio.timeout(WAIT):
-                while self.account.reported.total() < at_least:
-                    self.one_reported.clear()
-                    await self.one_reported.wait()
-        return self.account.reported.total()
+                while count() < at_least:
+                    self.changed.clear()
+                    await self.changed.wait()
+        return count()
 
-    async def _claims(self, wanted: int) -> bytes:
+    async def _claims(self, asked: dict[str, Any]) -> bytes:
         if not self.left:
-            self.more.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.more.wait(), POLL)
-        number = min(wanted, self.left)
+            await self._wait_for_more()
+        number = min(asked["tasks"], self.left)
         self.left -= number
+        self.account.claimed[asked["workerId"]] += number
         self.account.claims += [time.time()] * number
         claims = [self._claim.replace(_TASK_ID, self._ids.slug()) for _ in range(number)]
         return ('{"tasks":[' + ",".join(claims) + "]}").encode()
+
+    async def _wait_for_more(self) -> None:
+        self.more.clear()
+        self.waiting += 1
+        self.changed.set()
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.more.wait(), POLL)
+        finally:
+            self.waiting -= 1
 
 
 def _json(body: bytes) -> bytes:

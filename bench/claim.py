@@ -23,13 +23,12 @@ from bench.bare import COMMAND, Load, run_tasks
 from bench.claim_report import Comparison, Measurement, Report
 from bench.load import create_tasks, seconds_of, seconds_to_run
 from bench.parameters import Parameters
-from bench.processes import Deployment, cpu_of, cpu_of_machine, open_canned, open_queue, run_measured
+from bench.processes import POOL, Deployment, cpu_of, cpu_of_machine, open_canned, open_queue, run_measured
 from bench.recording import RecordingPorts, per_task
 from bench.report import load_average, machine
 from worker.config import load_config
 from worker.supervisor import run_worker
 
-POOL = "bench/canned"
 RECORDED = 4  # times as many tasks as run at once are run to record the calls: how claims batch shows after the first
 
 

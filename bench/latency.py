@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from bench.load import account_of, add_tasks, wait_reported
+from bench.load import account_of, add_tasks, wait_counted
 from bench.parameters import Parameters
 from bench.processes import delayed, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average, quantile
@@ -92,7 +92,7 @@ async def _measure(folder: Path, number: int, delay: float, tasks: int) -> list[
         for done in range(1, tasks + 1):
             await trio.sleep(pause.uniform(0, PAUSE) + 2 * delay)
             await add_tasks(queue, 1)
-            await wait_reported(queue, worker, done, TASK_LIMIT)
+            await wait_counted(queue, "reported", done, TASK_LIMIT, worker)
         account = await account_of(queue)
     begun = trio.Path(times)
     moments = [float(line) for line in (await begun.read_text()).split()]

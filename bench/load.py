@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
@@ -77,24 +77,30 @@ async def add_tasks(deployment: Deployment, number: int) -> None:
         await http.control.request("POST", f"{deployment.root_url}/bench", content=content)
 
 
-async def reported(deployment: Deployment, at_least: int = 0) -> int:
-    """How many tasks were reported to a `bench.canned`, which waits some seconds for there to be so many."""
+Counted = Literal["reported", "waiting"]  # tasks that were reported, claims that wait for tasks
+
+
+async def counted(deployment: Deployment, what: Counted, at_least: int = 0) -> int:
+    """A count of a `bench.canned`, which waits some seconds for it to be so high."""
     async with open_http(Ports()) as http:
-        return int((await http.control.request("GET", f"{deployment.root_url}/bench/reported/{at_least}")).body)
+        return int((await http.control.request("GET", f"{deployment.root_url}/bench/{what}/{at_least}")).body)
 
 
-async def wait_reported(deployment: Deployment, worker: trio.Process, number: int, limit: float) -> None:
-    """Until the worker has reported so many tasks to a `bench.canned`.
+async def wait_counted(
+    deployment: Deployment, what: Counted, number: int, limit: float, *workers: trio.Process
+) -> None:
+    """Until a count of a `bench.canned` is so high.
 
-    Raises BenchmarkFailed after `limit` seconds, and soon after the worker has ended without that.
+    Raises BenchmarkFailed after `limit` seconds, and soon after one of the workers has ended without that.
     """
     with trio.move_on_after(limit):
-        while await reported(deployment, number) < number:
-            if worker.returncode is not None:
+        while await counted(deployment, what, number) < number:
+            if any(worker.returncode is not None for worker in workers):
                 break
         else:
             return
-    raise BenchmarkFailed(f"{number} tasks were not reported; the worker's exit code is {worker.returncode}")
+    codes = ", ".join(f"{worker.returncode}" for worker in workers)
+    raise BenchmarkFailed(f"{number} were not {what}; the workers' exit codes: {codes}")
 
 
 async def seconds_of(deployment: Deployment, tasks: int) -> float:

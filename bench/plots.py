@@ -163,6 +163,22 @@ def _by_number(axes: Axes, rows: Record, column: str, unit: str, title: str) -> 
     axes.set_title(title, loc="left")
 
 
+def growth(drawing: Drawing, record: Record) -> None:
+    """CPU by the tenth of the tasks, and of the log, each round with its line."""
+    drawing.set_size_inches(10, 4)
+    units = list(dict.fromkeys(each["unit"] for each in record["found"]))
+    places = drawing.subplots(1, len(units), squeeze=False)[0]
+    for axes, unit in zip(places, units, strict=True):
+        for each in record["found"]:
+            if each["unit"] == unit:
+                values = [tenth["cpu"] for tenth in each["tenths"]]
+                axes.plot(range(1, len(values) + 1), values, color=COLORS["mock"], marker="o")
+        axes.set_ylim(0, 1.2 * axes.dataLim.ymax)
+        axes.set_xlabel("tenth")
+        axes.set_ylabel("CPU milliseconds of the worker")
+        axes.set_title(f"For each {unit}, by what went before", loc="left")
+
+
 def soak(drawing: Drawing, record: Record) -> None:
     """Memory by the number of tasks that are done, each engine with its own."""
     drawing.set_size_inches(10, 4)
@@ -214,7 +230,7 @@ def _spread(figures: Sequence[Figure]) -> list[list[float]]:
 
 
 PLOTS: Mapping[str, Callable[[Drawing, Record], None]] = MappingProxyType(
-    {"claim": claim, "latency": latency, "profile": profile, "scale": scale, "soak": soak}
+    {"claim": claim, "growth": growth, "latency": latency, "profile": profile, "scale": scale, "soak": soak}
 )
 
 FOLDER = click.Path(file_okay=False, path_type=Path)

@@ -22,6 +22,7 @@ QUEUE_LIMIT = 30.0  # seconds until the queue is ready
 TERM_LIMIT = 10.0  # seconds from TERM to KILL
 END_LIMIT = 15.0
 TICKS = os.sysconf("SC_CLK_TCK")
+POOL = "bench/canned"  # the task queue
 
 
 class BenchmarkFailed(Exception):
@@ -101,8 +102,8 @@ def open_canned(folder: Path, payload: dict[str, Any], tasks: int) -> AbstractAs
 async def open_worker(
     folder: Path, queue: Deployment, engine: str, webhooks: dict[str, Any] | None = None, **own: object
 ) -> AsyncGenerator[trio.Process, None]:
-    """A worker for `bench.canned`'s tasks, with `own` in the part `worker` of its config; it is silent."""
-    worker = {"taskQueueId": "bench/canned", "workerId": "bench", "minimumDiskSpace": 0}
+    """A worker for the tasks of `POOL`, with `own` in the part `worker` of its config; it is silent."""
+    worker = {"taskQueueId": POOL, "workerId": "bench", "minimumDiskSpace": 0}
     config = {
         "engine": engine,
         "webhooks": webhooks or {},

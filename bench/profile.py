@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from bench.load import add_tasks, wait_reported
+from bench.load import add_tasks, wait_counted
 from bench.parameters import Parameters
 from bench.processes import RUN_LIMIT, TICKS, BenchmarkFailed, cpu_of, ended, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average
@@ -150,11 +150,11 @@ async def _measure(folder: Path, number: int, engine: str, parameters: Parameter
         open_worker(folder, queue, engine, capacity=capacity) as worker,
     ):
         # The start, and what only the first tasks do, is over before anybody looks.
-        await wait_reported(queue, worker, capacity, RUN_LIMIT)
+        await wait_counted(queue, "reported", capacity, RUN_LIMIT, worker)
         async with _sampled(worker.pid, stacks):
             before, main_before = cpu_of(worker.pid), _cpu_of_main(worker.pid)
             await add_tasks(queue, tasks)
-            await wait_reported(queue, worker, capacity + tasks, RUN_LIMIT)
+            await wait_counted(queue, "reported", capacity + tasks, RUN_LIMIT, worker)
             main, used = _cpu_of_main(worker.pid) - main_before, cpu_of(worker.pid) - before
         worker.send_signal(signal.SIGINT)  # With the TERM that follows it waits for no claim.
     threads = max(0.0, used.own - main)

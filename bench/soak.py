@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from bench.load import reported, seconds_of
+from bench.load import counted, seconds_of
 from bench.parameters import Parameters
 from bench.processes import BenchmarkFailed, memory_of, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average
@@ -66,7 +66,7 @@ async def _measure(folder: Path, engine: str, tasks: int, capacity: int) -> list
                     with trio.move_on_after(BETWEEN):
                         await process.wait()
                     if process.returncode is None:
-                        done = await reported(queue)
+                        done = await counted(queue, "reported")
                         # It may have ended meanwhile, and then has neither memory nor files.
                         with suppress(OSError, StopIteration):
                             looks.append(_look(process.pid, done, time.monotonic() - begun, folder / "work"))

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_smoke import run_smoke
 
 from bench.artifacts import questions as upload_questions
 from bench.claim import COMPARED, VARIANTS
 from bench.claim_report import FIGURES, RATIOS
-from bench.latency import DELAYS
 from bench.livelog import questions
 from bench.parameters import SMOKE
 from bench.recording import call_kind
@@ -20,15 +18,6 @@ from bench.static import PROGRAM
 from bench.writing import LINE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
-
-
-def run_smoke(name: str, out: Path, *options: str) -> tuple[str, dict[str, Any]]:
-    """What a run with tiny counts printed, and its JSON."""
-    argv = [sys.executable, "-m", "bench", name, "--smoke", "--out", str(out), *options]
-    done = subprocess.run(argv, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (out / f"{name}.md").read_text().strip() == done.stdout.strip()
-    return done.stdout, json.loads((out / f"{name}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -119,33 +108,3 @@ def test_artifacts_are_uploaded_in_every_way(tmp_path: Path) -> None:
         assert uploaders == ({"bare", "worker"} if question.storage == "s3" else {"worker"})
         assert f"| {question.name} " in text
     assert all(each["seconds"] > 0 for each in report["answers"])
-
-
-def test_latency_is_told_for_each_network(tmp_path: Path) -> None:
-    text, report = run_smoke("latency", tmp_path)
-    assert [each["delay"] for each in report["found"]] == [delay for delay in DELAYS for _ in range(SMOKE.tasks)]
-    for each in report["found"]:
-        assert each["to_begin"] > 0
-        # The log is announced and stored before the report: there and back twice.
-        assert each["to_report"] > 4 * each["delay"]
-    assert "| 100 ms each way " in text
-
-
-def test_scale_has_both_engines_and_every_count(tmp_path: Path) -> None:
-    _, report = run_smoke("scale", tmp_path)
-    assert [(each["engine"], each["tasks"]) for each in report["found"]] == [
-        ("mock", 1),
-        ("mock", 6),
-        ("native", 1),
-        ("native", 6),
-    ]
-    assert all((each["seconds_to_end"] is None) == (each["engine"] == "mock") for each in report["found"])
-    assert all(each["lags"] for each in report["found"])
-    assert report["idle"][0]["memory"] > 0
-
-
-def test_soak_looks_at_the_worker_until_the_end(tmp_path: Path) -> None:
-    _, report = run_smoke("soak", tmp_path, "--tasks", "1000")
-    for engine, looks in report["looks"].items():
-        assert len(looks) >= 2, engine
-        assert [look["tasks"] for look in looks] == sorted(look["tasks"] for look in looks)

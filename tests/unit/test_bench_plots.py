@@ -36,6 +36,13 @@ RECORDS: dict[str, dict[str, Any]] = {
         ],
         "figures": {"bare calls": speed(641), "mock": speed(320), "mock, queue": speed(77.7)},
     },
+    "growth": {
+        "found": [
+            {"round": number, "unit": unit, "tenths": [{"cpu": 4.0 + number, "wall": 5.0}] * 10}
+            for number in (1, 2)
+            for unit in ("task", "MB of a log")
+        ]
+    },
     "latency": {
         "figures": {
             "bare spawn": quantiles("begins", 1, 2, 3),
@@ -68,6 +75,7 @@ RECORDS: dict[str, dict[str, Any]] = {
 }
 SHOWN = {
     "claim": {"tasks a second", "bare calls", "mock", "mock, queue", "641", "320", "77.7", "aim: 0.85 of bare calls"},
+    "growth": {"For each task", "For each MB of a log", "tenth", "CPU milliseconds of the worker"},
     "latency": {"milliseconds", "bare spawn", "0 ms", "20 ms", "p50", "p90", "p99", "aim: 10 ms", "aim: 3 round trips"},
     "profile": {*PARTS, "mock", "native", "18 ms", "36 ms", "8", "CPU milliseconds"},
     "scale": {
