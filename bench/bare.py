@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import click
 import trio
 
+from worker import garbage
 from worker.http import open_http
 from worker.model import RunKey
 from worker.ports import Ports
@@ -128,6 +129,7 @@ def main(pool: str, tasks: int, capacity: int, with_spawn: bool, worker_id: str)
     if not pool:
         print(trio.run(run_spawns, tasks, capacity))
         return
+    garbage.resume()  # as the worker does
     credentials = Credentials(os.environ["TASKCLUSTER_CLIENT_ID"], os.environ["TASKCLUSTER_ACCESS_TOKEN"])
     load = Load(pool, tasks, capacity, with_spawn, worker_id)
     trio.run(run_tasks, Ports(), os.environ["TASKCLUSTER_ROOT_URL"], credentials, load)

@@ -16,6 +16,7 @@ import h11
 import trio
 
 from bench.bare import LOG, MAX_CLAIM
+from worker import garbage
 
 _JSON = "application/json"
 _SIGNATURE = 'Hawk id="bench", ts="1", nonce="nonce00", mac="0000000000000000000000000000000000000000000="'
@@ -103,6 +104,7 @@ async def run_tasks(root_url: str, pool: str, tasks: int, capacity: int) -> None
 @click.option("--capacity", type=int, required=True)
 def main(pool: str, tasks: int, capacity: int) -> None:
     """The queue comes by the environment."""
+    garbage.resume()  # as the worker does
     trio.run(run_tasks, os.environ["TASKCLUSTER_ROOT_URL"], pool, tasks, capacity)
 
 

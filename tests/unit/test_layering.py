@@ -15,8 +15,8 @@ LAYERS: Sequence[frozenset[str]] = [
     frozenset(names.split())
     for names in (
         "worker.transport",
-        "worker.claims worker.environment worker.errors worker.linetimes worker.lognames worker.model worker.ports"
-        " worker.quantities worker.redaction worker.viewer",
+        "worker.claims worker.environment worker.errors worker.garbage worker.linetimes worker.lognames worker.model"
+        " worker.ports worker.quantities worker.redaction worker.viewer",
         "worker.logfile worker.schema worker.spellings worker.tasktree",
         "worker.cgroups worker.folders worker.launcher worker.proctree",
         "worker.freezer worker.orphans worker.pidns",

@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from worker import garbage
+
 if TYPE_CHECKING:
     from worker.config import Config
     from worker.http import HttpClients
@@ -100,6 +102,7 @@ def run_async(function: Callable[[], Awaitable[int]]) -> None:
     """
     import trio
 
+    garbage.resume()
     try:
         code = trio.run(function)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001  # shown, and told as a bug

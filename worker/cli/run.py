@@ -36,12 +36,11 @@ def run(config_path: Path | None) -> None:
             BAD_INPUT,
         )
     set_up_logging(logging.INFO)
+    from worker.claims import StopReason
+    from worker.cli.running import supervise
+    from worker.ports import Ports
 
     async def work() -> int:
-        from worker.claims import StopReason
-        from worker.cli.running import supervise
-        from worker.ports import Ports
-
         return WORKER_FAULT if await supervise(config, Ports()) is StopReason.FAULT else 0
 
     run_async(work)

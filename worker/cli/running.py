@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from plugins.base import Plugin
+from worker import garbage
 from worker.claims import StopReason
 from worker.config import Config
 from worker.ports import Ports
@@ -46,6 +47,7 @@ async def supervise(
 
     async with trio.open_nursery() as nursery:
         supervisor = await nursery.start(work)
+        garbage.resume()
         nursery.start_soon(stop_on_signals, supervisor)
     return reasons[0]
 
