@@ -66,7 +66,7 @@ class ArtifactsHooks(TaskHooks):
 
     async def stopped(self, result: Result | None) -> Verdict:
         """Upload what is there; nothing, and nothing is held against the task, where no sandbox came to be."""
-        if result is None or not self._declared:
+        if result is None:
             return COMPLETED
         return await upload_all(
             self._services,
@@ -102,4 +102,5 @@ class Artifacts(Plugin[ArtifactsConfig, ArtifactsPayload]):
     @asynccontextmanager
     async def task_scope(self, run: Run[ArtifactsPayload]) -> AsyncGenerator[TaskHooks, None]:
         """Raises MalformedPayload for names and expiries that the queue would refuse."""
-        yield ArtifactsHooks(self.config, self.services, run, read(run.payload, run.task), self._store)
+        declared = read(run.payload, run.task)
+        yield ArtifactsHooks(self.config, self.services, run, declared, self._store) if declared else TaskHooks()

@@ -98,6 +98,9 @@ class Mounts(Plugin[MountsConfig, MountsPayload]):
     async def task_scope(self, run: Run[MountsPayload]) -> AsyncGenerator[TaskHooks, None]:
         """Raises MalformedPayload for whatever the payload, the dependencies and the scopes tell."""
         found = read(run.payload, run.task)
+        if not found:
+            yield TaskHooks()
+            return
         lacking = missing_scopes(run.payload, found, run.task.scopes)
         if lacking and not any(map(may_be_role, run.task.scopes)):
             raise MalformedPayload(lacking)

@@ -65,8 +65,6 @@ class MountsHooks(TaskHooks):
 
     async def prepare(self, builder: Builder) -> None:
         """Get everything, side by side; the volumes are in the payload's order, for one may be in another."""
-        if not self._declared:
-            return
         if self._roles:
             await self._check_roles()
         await self._make("the folder for mounts", self._folder.mkdir)
