@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,6 +13,7 @@ import click
 from bench import abort, artifacts, claim, growth, latency, livelog, profile, scale, soak, workers
 from bench.compare import NotComparable, compare
 from bench.parameters import DEFAULTS, SMOKE, Parameters
+from bench.processes import BenchmarkFailed
 
 BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType(
     {
@@ -39,6 +41,9 @@ positive = click.IntRange(min=1)
 @click.option("--tasks", type=positive, help="Tasks in a run.")
 @click.option("--rounds", type=positive, help="Rounds, of which the medians are taken.")
 @click.option("--capacity", type=positive, help="Tasks at once.")
+@click.option("--delay", type=click.FloatRange(min=0), help="Milliseconds each way to the queue, for claim.")
+@click.option("--root-url", help="A deployment for claim, with the environment's credentials; else queues of its own.")
+@click.option("--task-queue-id", "pool", help="The deployment's task queue, where nobody else claims.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=OUT, help="Folder for the results.")
 @click.option("--compare", "records", nargs=2, type=FILE, help="Two records, such as of NAME: tell their differences.")
 def main(
@@ -47,6 +52,9 @@ def main(
     tasks: int | None,
     rounds: int | None,
     capacity: int | None,
+    delay: float | None,
+    root_url: str | None,
+    pool: str | None,
     out: Path,
     records: tuple[Path, Path] | None,
 ) -> None:
@@ -57,13 +65,31 @@ def main(
         except NotComparable as error:
             raise click.ClickException(str(error)) from None
         return
-    out.mkdir(parents=True, exist_ok=True)
-    for each in [name] if name else sorted(BENCHMARKS):
-        base = SMOKE if smoke else DEFAULTS[each]
-        parameters = replace(
-            base, tasks=tasks or base.tasks, rounds=rounds or base.rounds, capacity=capacity or base.capacity
-        )
-        BENCHMARKS[each](parameters, out)
+    benchmarks = dict(BENCHMARKS)
+    try:
+        if (delay, root_url, pool) != (None, None, None):
+            benchmarks["claim"] = partial(claim.run, place=_place(name, delay, root_url, pool))
+        out.mkdir(parents=True, exist_ok=True)
+        for each in [name] if name else sorted(benchmarks):
+            base = SMOKE if smoke else DEFAULTS[each]
+            parameters = replace(
+                base, tasks=tasks or base.tasks, rounds=rounds or base.rounds, capacity=capacity or base.capacity
+            )
+            benchmarks[each](parameters, out)
+    except BenchmarkFailed as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _place(name: str | None, delay: float | None, root_url: str | None, pool: str | None) -> claim.Place:
+    if name != "claim":
+        raise click.UsageError("--delay, --root-url and --task-queue-id are for the benchmark claim alone")
+    if (root_url is None) != (pool is None):
+        raise click.UsageError("--root-url and --task-queue-id go together")
+    if root_url is None or pool is None:
+        return claim.Place(delay=(delay or 0.0) / 1000)
+    if delay is not None:
+        raise click.UsageError("--delay is for queues of the benchmark's own; a deployment is as far away as it is")
+    return claim.place_at(root_url, pool)
 
 
 if __name__ == "__main__":

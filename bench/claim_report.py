@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from bench.parameters import Parameters
-from bench.report import Figure, figure, table
+from bench.report import Figure, digits, figure, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Measurement:
 
 FIGURES = tuple(field.name for field in fields(Measurement) if field.name not in {"round", "variant"})
 RATIOS = ("tasks_per_second", "cpu")
+MARGIN = 10  # by so much ratios may differ from run to run, and from machine to machine, and no more
 COLUMNS = {
     "CPU, children": "children_cpu",
     "CPU, queue": "queue_cpu",
@@ -62,6 +64,7 @@ class Report:
     machine: dict[str, str]
     load_average: tuple[float, float]
     parameters: Parameters
+    place: str
     variants: list[str]
     compared: Sequence[Comparison]
     calls: dict[str, dict[str, float]]
@@ -81,16 +84,19 @@ class Report:
     def _values(self, variant: str, name: str) -> list[float]:
         return [float(getattr(each, name)) for each in self.measurements if each.variant == variant]
 
-    def to_json(self) -> str:
-        """All of it, with the medians and the ratios that follow from it."""
-        figures = {each: {name: asdict(self.figure(each, name)) for name in FIGURES} for each in self.variants}
-        ratios = {
+    def ratios(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Of each comparison, as a record has them."""
+        return {
             f"{each.variant} of {each.limit}": {
                 name: asdict(self.ratio(each.variant, each.limit, name)) for name in RATIOS
             }
             for each in self.compared
         }
-        return json.dumps({**asdict(self), "figures": figures, "ratios": ratios}, indent=1) + "\n"
+
+    def to_json(self) -> str:
+        """All of it, with the medians and the ratios that follow from it."""
+        figures = {each: {name: asdict(self.figure(each, name)) for name in FIGURES} for each in self.variants}
+        return json.dumps({**asdict(self), "figures": figures, "ratios": self.ratios()}, indent=1) + "\n"
 
     def to_text(self) -> str:
         """Tables, in Markdown."""
@@ -100,16 +106,14 @@ class Report:
         return "\n".join(
             [
                 f"# claim, {self.date}\n",
-                f"{counts}; median (lowest to highest) of {used.rounds} rounds.",
+                f"{counts}, {self.place}; median (lowest to highest) of {used.rounds} rounds.",
                 f"Machine: {about}; load average {before:.1f} before, {after:.1f} after.\n",
                 self._ratios_table(),
                 "",
                 self._figures_table(),
                 f"\nspawn alone: {figure(self.spawns_per_second).shown()} processes a second, {used.capacity} at once.",
                 "CPU: milliseconds for a task, start-up taken off. busy: share of one core. start-up: CPU seconds.\n",
-                "## Calls for one task\n",
-                self._calls_table(),
-                "",
+                *(["## Calls for one task\n", self._calls_table(), ""] if self.calls else []),
             ]
         )
 
@@ -130,3 +134,15 @@ class Report:
         kinds = sorted({kind for each in self.calls.values() for kind in each})
         rows = [[kind, *(f"{each.get(kind, 0):.3g}" for each in self.calls.values())] for kind in kinds]
         return table(["", *self.calls], rows)
+
+
+def regressions(ratios: Mapping[str, Mapping[str, Any]], recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is `MARGIN` times worse than recorded: fewer tasks a second, or more CPU, beside the same limit."""
+    found = []
+    for name in sorted(ratios.keys() & recorded.keys()):
+        for what, worse in (("tasks_per_second", -1), ("cpu", 1)):
+            old, new = (each[name][what]["median"] for each in (recorded, ratios))
+            # Over a few tasks the kernel may account nothing.
+            if old and new and (new / old) ** worse > MARGIN:
+                found.append(f"{name}: {what} {digits(new)}, recorded were {digits(old)}")
+    return found

@@ -13,8 +13,10 @@ import trio
 from bench.canned import Account
 from bench.processes import BenchmarkFailed, Deployment
 from worker.http import open_http
+from worker.outcome import leaves
 from worker.ports import Ports
 from worker.queue import deployment as services
+from worker.queue.errors import QueueError
 from worker.queue.models import TaskStatus
 from worker.queue.services import Queue
 from worker.taskfile import complete_task
@@ -30,7 +32,7 @@ async def open_client(deployment: Deployment, ports: Ports) -> AsyncGenerator[Qu
 
 
 async def create_tasks(deployment: Deployment, pool: str, payload: dict[str, Any], number: int) -> list[str]:
-    """Create so many equal tasks, several at once; their ids."""
+    """Create so many equal tasks, several at once; their ids. Raises BenchmarkFailed where the queue refuses."""
     ports = Ports()
     task = complete_task({"payload": payload}, "bench", pool, ports.now())
     ids = [ports.slug() for _ in range(number)]
@@ -41,10 +43,15 @@ async def create_tasks(deployment: Deployment, pool: str, payload: dict[str, Any
             async with limiter:
                 await queue.create_task(task_id, task)
 
-        async with trio.open_nursery() as nursery:
-            for task_id in ids:
-                nursery.start_soon(create, task_id)
-    return ids
+        try:
+            async with trio.open_nursery() as nursery:
+                for task_id in ids:
+                    nursery.start_soon(create, task_id)
+        except* QueueError as refusals:
+            refusal = str(next(leaves(refusals)))
+        else:
+            return ids
+    raise BenchmarkFailed(f"the tasks could not be created: {refusal}")
 
 
 async def seconds_to_run(deployment: Deployment, ids: list[str]) -> float:

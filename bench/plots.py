@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Patch
 
 from bench.profile import PARTS
-from bench.report import Figure, digits
+from bench.report import Figure, digits, newest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -58,9 +58,9 @@ def draw_all(results: Path, images: Path) -> list[Path]:
     images.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, draw in PLOTS.items():
-        records = sorted(results.glob(f"{name}-[0-9][0-9][0-9][0-9]-*.json"))
-        if records:
-            drawn.append(_draw(draw, records[-1], images / f"{name}.svg"))
+        record = newest(results, name)
+        if record is not None:
+            drawn.append(_draw(draw, record, images / f"{name}.svg"))
     return drawn
 
 

@@ -67,20 +67,21 @@ def cpu_of_machine() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Where the queue is, and who may do everything there."""
+    """Where the queue is, and who may do everything there; `pid` is None where it is no process of ours."""
 
-    pid: int
+    pid: int | None
     root_url: str
     credentials: Credentials
 
     def environment(self) -> dict[str, str]:
         """The variables by which a process finds it; they are no arguments, which everybody may read."""
-        return {
-            **_environment(),
+        variables = {
             "TASKCLUSTER_ROOT_URL": self.root_url,
             "TASKCLUSTER_CLIENT_ID": self.credentials.client_id,
             "TASKCLUSTER_ACCESS_TOKEN": self.credentials.access_token,
+            "TASKCLUSTER_CERTIFICATE": self.credentials.certificate or "",
         }
+        return {**_environment(), **{name: value for name, value in variables.items() if value}}
 
 
 def _environment() -> dict[str, str]:

@@ -98,6 +98,11 @@ class Record:
         return text
 
 
+def newest(results: Path, name: str) -> Path | None:
+    """The JSON of a benchmark's newest record in the folder, if there is one."""
+    return max(results.glob(f"{name}-[0-9][0-9][0-9][0-9]-*.json"), default=None)
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown, aligned for reading as it is."""
     lines = [list(header), *(list(row) for row in rows)]
