@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shutil import which
 from tempfile import TemporaryDirectory
 
 import trio
@@ -98,9 +99,9 @@ def run(parameters: Parameters, out: Path) -> None:
 
 async def _measure(folder: Path, parameters: Parameters, question: Question) -> list[Answer]:
     answers = []
-    if question.storage == "s3":
+    for limit in limits(question):
         async with open_queue(folder) as queue:
-            answers.append(await _ask_bare(queue, folder, parameters, question))
+            answers.append(await _ask_limit(limit, queue, folder, parameters, question))
     async with open_queue(folder) as queue, _open_worker(queue, folder, parameters, question) as pid:
         answers.append(await _ask_worker(queue, pid, folder, question))
     return answers
@@ -119,14 +120,22 @@ def _script(question: Question, out: str, done: str) -> list[str]:
     return [sys.executable, "-c", "\n".join(lines), out, done, str(question.files), str(question.size)]
 
 
-async def _ask_bare(queue: Deployment, folder: Path, parameters: Parameters, question: Question) -> Answer:
-    files = folder / "files"
+def limits(question: Question) -> list[str]:
+    """What else uploads the same files. To start curl for each of many small ones would measure the starts."""
+    if question.storage != "s3":
+        return []
+    return ["bare", "curl"] if question.files == 1 and which("curl") else ["bare"]
+
+
+async def _ask_limit(limit: str, queue: Deployment, folder: Path, parameters: Parameters, question: Question) -> Answer:
+    files = folder / limit
     await trio.run_process(_script(question, str(files), str(folder / "made")))
     await create_tasks(queue, POOL, {}, 1)
-    argv = ["-m", "bench.puts", POOL, str(files), str(parameters.capacity)]
+    curl = ["--curl"] if limit == "curl" else []
+    argv = ["-m", "bench.puts", POOL, str(files), str(parameters.capacity), *curl]
     _, printed = await run_measured(argv, queue.environment(), folder)
     seconds, cpu = json.loads(printed)
-    return Answer(question.name, "bare", question.files, question.bytes, seconds, cpu, 0)
+    return Answer(question.name, limit, question.files, question.bytes, seconds, cpu, 0)
 
 
 @asynccontextmanager
@@ -189,7 +198,7 @@ def _text(date: str, averages: tuple[float, float], parameters: Parameters, answ
     about = ", ".join(f"{name} {value}" for name, value in machine().items())
     rows = []
     for question in questions(parameters):
-        for uploader in ("bare", "worker"):
+        for uploader in ("bare", "curl", "worker"):
             found = [each for each in answers if (each.question, each.uploader) == (question.name, uploader)]
             if found:
                 rows.append([question.name, uploader, *_cells(found)])

@@ -27,7 +27,7 @@ from bench.processes import POOL, RUN_LIMIT, cpu_of, open_canned, open_queue, op
 from bench.report import Figure, Grid, Record, figure, load_average
 
 TENTHS = 10
-LINES = 50  # of the log, for each task that there would be
+LINES = 500  # of the log, for each task that there would be
 MB = 1e6  # bytes
 
 NOTES = """CPU: milliseconds of the worker for a task, or for a megabyte of the log. wall: of the time that passes.

@@ -1,4 +1,4 @@
-"""The limit of uploads: create each artifact and PUT it, with plain httpx: `python -m bench.puts`.
+"""The limit of uploads: create each artifact and PUT it, with plain httpx or curl: `python -m bench.puts`.
 
 It claims the pool's one task and uploads the files of a folder, several at once. Nothing is compressed, hashed, counted
 or tried again, and any error ends it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -27,10 +28,11 @@ from worker.queue.services import Queue
 
 CHUNK = 256 * 1024
 CONTENT_TYPE = "application/octet-stream"
+CURL = ("curl", "--silent", "--show-error", "--fail", "--http1.1")
 
 
-async def upload_all(pool: str, paths: list[Path], at_once: int) -> tuple[float, float]:
-    """Upload all files and report; the seconds that it took, and those of CPU."""
+async def upload_all(pool: str, paths: list[Path], at_once: int, with_curl: bool) -> tuple[float, float]:
+    """Upload all files and report; the seconds that it took, and those of CPU, curl's included."""
     ports = Ports()
     credentials = Credentials(os.environ["TASKCLUSTER_CLIENT_ID"], os.environ["TASKCLUSTER_ACCESS_TOKEN"])
     limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
@@ -39,12 +41,16 @@ async def upload_all(pool: str, paths: list[Path], at_once: int) -> tuple[float,
         (claim,) = (await queue.claim_work(pool, "bench", "bare", 1)).tasks
         key = RunKey(claim.status.task_id, claim.run_id)
         request = S3ArtifactRequest(content_type=CONTENT_TYPE, expires=claim.status.expires)
-        begun, used = time.perf_counter(), time.process_time()
+        begun, used = time.perf_counter(), _cpu()
 
         async def work() -> None:
             while paths:
                 path = paths.pop()
                 answer = await queue.create_artifact(key, f"public/{path.name}", request)
+                if with_curl:
+                    content_type = f"Content-Type: {CONTENT_TYPE}"
+                    await trio.run_process([*CURL, "--header", content_type, "--upload-file", path, answer.put_url])
+                    continue
                 headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(path.stat().st_size)}
                 with path.open("rb") as file:
                     (await plain.put(answer.put_url, content=_chunks(file), headers=headers)).raise_for_status()
@@ -52,9 +58,14 @@ async def upload_all(pool: str, paths: list[Path], at_once: int) -> tuple[float,
         async with trio.open_nursery() as nursery:
             for _ in range(at_once):
                 nursery.start_soon(work)
-        seconds, cpu = time.perf_counter() - begun, time.process_time() - used
+        seconds, cpu = time.perf_counter() - begun, _cpu() - used
         await queue.report_completed(key)
         return seconds, cpu
+
+
+def _cpu() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 async def _chunks(file: BinaryIO) -> AsyncGenerator[bytes, None]:
@@ -66,9 +77,10 @@ async def _chunks(file: BinaryIO) -> AsyncGenerator[bytes, None]:
 @click.argument("pool")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("at_once", type=int)
-def main(pool: str, folder: Path, at_once: int) -> None:
+@click.option("--curl", "with_curl", is_flag=True, help="Have curl send each file.")
+def main(pool: str, folder: Path, at_once: int, with_curl: bool) -> None:
     """The queue and its credentials come by the environment. Prints the seconds and the CPU seconds that it took."""
-    print(json.dumps(trio.run(upload_all, pool, sorted(folder.iterdir()), at_once)))
+    print(json.dumps(trio.run(upload_all, pool, sorted(folder.iterdir()), at_once, with_curl)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from bench_smoke import run_smoke
 
+from bench.artifacts import limits
 from bench.artifacts import questions as upload_questions
 from bench.claim import COMPARED, VARIANTS
 from bench.claim_report import FIGURES, RATIOS
@@ -106,6 +107,6 @@ def test_artifacts_are_uploaded_in_every_way(tmp_path: Path) -> None:
     text, report = run_smoke("artifacts", tmp_path)
     for question in upload_questions(SMOKE):
         uploaders = {each["uploader"] for each in report["answers"] if each["question"] == question.name}
-        assert uploaders == ({"bare", "worker"} if question.storage == "s3" else {"worker"})
+        assert uploaders == {"worker", *limits(question)}
         assert f"| {question.name} " in text
     assert all(each["seconds"] > 0 for each in report["answers"])
