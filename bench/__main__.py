@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -9,11 +10,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 import click
+import trio
 
 from bench import abort, artifacts, claim, growth, latency, livelog, profile, scale, soak, workers
 from bench.compare import NotComparable, compare
-from bench.parameters import DEFAULTS, SMOKE, Parameters
+from bench.parameters import DEFAULTS, SMOKES, Parameters
 from bench.processes import BenchmarkFailed
+from worker.http import HttpError
+from worker.outcome import leaves
+from worker.queue.errors import QueueError
 
 BENCHMARKS: Mapping[str, Callable[[Parameters, Path], None]] = MappingProxyType(
     {
@@ -66,18 +71,37 @@ def main(
             raise click.ClickException(str(error)) from None
         return
     benchmarks = dict(BENCHMARKS)
-    try:
-        if (delay, root_url, pool) != (None, None, None):
-            benchmarks["claim"] = partial(claim.run, place=_place(name, delay, root_url, pool))
-        out.mkdir(parents=True, exist_ok=True)
-        for each in [name] if name else sorted(benchmarks):
-            base = SMOKE if smoke else DEFAULTS[each]
-            parameters = replace(
-                base, tasks=tasks or base.tasks, rounds=rounds or base.rounds, capacity=capacity or base.capacity
-            )
+    if (delay, root_url, pool) != (None, None, None):
+        benchmarks["claim"] = partial(claim.run, place=_place(name, delay, root_url, pool))
+    out.mkdir(parents=True, exist_ok=True)
+    # What was started ends with the benchmark, also where that is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    failed = []
+    for each in [name] if name else sorted(benchmarks):
+        base = (SMOKES if smoke else DEFAULTS)[each]
+        parameters = replace(
+            base, tasks=tasks or base.tasks, rounds=rounds or base.rounds, capacity=capacity or base.capacity
+        )
+        try:
             benchmarks[each](parameters, out)
-    except BenchmarkFailed as error:
-        raise click.ClickException(str(error)) from None
+        except Exception as error:  # noqa: BLE001 - what is not foreseen is raised again
+            # One that fails, such as for want of root, keeps no other from running.
+            failed.append(f"{each}: {_sentence(error)}")
+    if failed:
+        raise click.ClickException("\n".join(failed))
+
+
+def _sentence(error: Exception) -> str:
+    """What is foreseen to go wrong, in words. Raises what is not."""
+    for leaf in leaves(error):
+        match leaf:
+            case BenchmarkFailed() | HttpError() | QueueError():
+                return str(leaf)
+            case trio.TooSlowError():
+                return "something took too long"
+            case PermissionError():
+                return f"{leaf}: what the kernel tells of the worker takes root (CAP_SYS_PTRACE)"
+    raise error
 
 
 def _place(name: str | None, delay: float | None, root_url: str | None, pool: str | None) -> claim.Place:
@@ -89,7 +113,10 @@ def _place(name: str | None, delay: float | None, root_url: str | None, pool: st
         return claim.Place(delay=(delay or 0.0) / 1000)
     if delay is not None:
         raise click.UsageError("--delay is for queues of the benchmark's own; a deployment is as far away as it is")
-    return claim.place_at(root_url, pool)
+    try:
+        return claim.place_at(root_url, pool)
+    except BenchmarkFailed as error:
+        raise click.ClickException(str(error)) from None
 
 
 if __name__ == "__main__":

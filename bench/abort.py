@@ -21,7 +21,7 @@ import trio
 from bench.load import create_tasks, open_client
 from bench.parameters import Parameters
 from bench.processes import BenchmarkFailed, Deployment, ended, open_queue
-from bench.report import load_average, machine, quantile, table
+from bench.report import Figure, Grid, Record, figure, load_average, quantile
 from worker import proctree
 from worker.ports import Ports
 from worker.testing.hostile import HOSTILE, command
@@ -34,6 +34,9 @@ MARGIN = 1.0  # seconds that are promised beyond these
 ARRIVAL_LIMIT = 60.0  # seconds until a batch of trees is complete
 GONE_LIMIT = 60.0
 OBEDIENT = ("orphan", "setsid")
+
+NOTES = """Seconds: median (lowest to highest) of all trees, and p99. within both: the share of the trees that kept both
+promises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +107,12 @@ class Worker:
 
 def run(parameters: Parameters, out: Path) -> None:
     """Measure, print the table, and leave `abort.json` and `abort.md` in `out`. Raises BenchmarkFailed."""
-    date, before = datetime.now(UTC).isoformat(timespec="minutes"), load_average()
+    begun, before = datetime.now(UTC), load_average()
     with TemporaryDirectory(prefix="bench-") as name:
         found = trio.run(_measure, Path(name), parameters)
-    text = _text(date, (before, load_average()), parameters, found)
-    (out / "abort.md").write_text(text)
-    report = {
-        "date": date,
-        "machine": machine(),
-        "poll": POLL,
-        "grace": GRACE,
-        "found": [asdict(each) for each in found],
-    }
-    (out / "abort.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(text)
+    about = f"{parameters.rounds} rounds. Poll every {POLL:g} s, grace {GRACE:g} s."
+    record = Record("abort", about, _grid(found), NOTES, begun, before)
+    print(record.write(out, found=[asdict(each) for each in found]))
 
 
 async def _measure(folder: Path, parameters: Parameters) -> list[Found]:
@@ -196,7 +191,8 @@ async def _cancel_batch(queue: Deployment, worker: Worker, arrivals: Arrivals, v
             await client.cancel_task(task_id)
             cancelled = trio.current_time()
             result.empty = await _wait_gone(mark) - cancelled
-            result.noticed = await worker.heard(task_id, "the task was cancelled") - cancelled
+            with trio.fail_after(GONE_LIMIT):
+                result.noticed = await worker.heard(task_id, "the task was cancelled") - cancelled
 
         for task_id, mark, result in zip(ids, marks, times, strict=True):
             nursery.start_soon(cancel, task_id, mark, result)
@@ -238,38 +234,25 @@ def _signal(mark: str, kill: bool) -> None:
         proctree.send(look(), signal.SIGTERM)
 
 
-def _text(date: str, averages: tuple[float, float], parameters: Parameters, found: list[Found]) -> str:
-    about = ", ".join(f"{name} {value}" for name, value in machine().items())
-    rows = []
+def _grid(found: list[Found]) -> Grid:
+    rows: dict[str, list[Figure | None]] = {}
     for each in found:
-        variant = Variant(each.kind, each.at_once)
         ending = [times.empty - times.noticed for times in each.times]
         whole = [times.empty for times in each.times]
-        to_empty, in_all = variant.promised
+        to_empty, in_all = Variant(each.kind, each.at_once).promised
         within = sum(end <= to_empty and all_of_it <= in_all for end, all_of_it in zip(ending, whole, strict=True))
-        rows.append(
-            [
-                f"{each.kind}, {each.at_once} at once",
-                _quantiles([times.noticed for times in each.times]),
-                _quantiles(ending),
-                f"{to_empty:g}",
-                _quantiles(each.bare),
-                _quantiles(whole),
-                f"{in_all:g}",
-                f"{within} of {len(whole)}",
-            ]
-        )
-    head = ["", "to noticed", "noticed to empty", "promised", "bare", "cancel to empty", "promised", "within both"]
-    return "\n".join(
-        [
-            f"# abort, {date}\n",
-            f"Seconds: p50 / p99 / highest, over {parameters.rounds} rounds. Poll every {POLL:g} s, grace {GRACE:g} s.",
-            f"Machine: {about}; load average {averages[0]:.1f} before, {averages[1]:.1f} after.\n",
-            table(head, rows),
-            "",
+        rows[f"{each.kind}, {each.at_once} at once"] = [
+            figure(times.noticed for times in each.times),
+            figure(ending),
+            figure([quantile(ending, 0.99)]),
+            figure([to_empty]),
+            figure(each.bare),
+            figure(whole),
+            figure([quantile(whole, 0.99)]),
+            figure([in_all]),
+            figure([within / len(whole)]),
         ]
-    )
-
-
-def _quantiles(values: Sequence[float]) -> str:
-    return " / ".join(f"{quantile(values, share):.3f}" for share in (0.5, 0.99, 1))
+    parts = [
+        f"{part}{what}" for part in ("noticed to empty", "cancel to empty") for what in ("", ", p99", ", promised")
+    ]
+    return Grid(["to noticed", *parts[:3], "bare", *parts[3:], "within both"], rows)

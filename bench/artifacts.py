@@ -28,7 +28,7 @@ from bench.processes import (
     open_queue,
     run_measured,
 )
-from bench.report import figure, load_average, machine, table
+from bench.report import Figure, Grid, Record, figure, load_average
 from worker.model import RunKey
 from worker.ports import Ports
 
@@ -36,6 +36,7 @@ POOL = "bench/artifacts"
 SMALL = 1024  # bytes
 LARGE = 5 * 2**30  # bytes, of 10,000 tasks in the parameters
 POLL = 0.2  # seconds; the queue has no call that waits for a run's end
+NOTES = "memory: what the worker's resident memory grew by at most."
 IDENTITY = {"contentEncoding": "identity"}
 
 
@@ -81,7 +82,7 @@ def questions(parameters: Parameters) -> list[Question]:
 
 def run(parameters: Parameters, out: Path) -> None:
     """Measure, print the table, and leave `artifacts.json` and `artifacts.md` in `out`. Raises BenchmarkFailed."""
-    date, before = datetime.now(UTC).isoformat(timespec="minutes"), load_average()
+    begun, before = datetime.now(UTC), load_average()
     answers = []
     for number in range(1, parameters.rounds + 1):
         for question in questions(parameters):
@@ -89,12 +90,9 @@ def run(parameters: Parameters, out: Path) -> None:
             with TemporaryDirectory(prefix="bench-") as name:
                 answers += trio.run(_measure, Path(name), parameters, question)
             print(f"round {number}, {question.name}", file=sys.stderr, flush=True)
-    text = _text(date, (before, load_average()), parameters, answers)
-    (out / "artifacts.md").write_text(text)
-    shown = [asdict(each) for each in answers]
-    report = {"date": date, "machine": machine(), "parameters": asdict(parameters), "answers": shown}
-    (out / "artifacts.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(text)
+    about = f"{parameters.rounds} rounds; {parameters.capacity} uploads at once."
+    record = Record("artifacts", about, _grid(parameters, answers), NOTES, begun, before)
+    print(record.write(out, answers=[asdict(each) for each in answers]))
 
 
 async def _measure(folder: Path, parameters: Parameters, question: Question) -> list[Answer]:
@@ -194,31 +192,17 @@ async def _run_task(queue: Deployment, folder: Path, question: Question, done: P
     return (resolved - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(seconds=1)
 
 
-def _text(date: str, averages: tuple[float, float], parameters: Parameters, answers: Sequence[Answer]) -> str:
-    about = ", ".join(f"{name} {value}" for name, value in machine().items())
-    rows = []
+def _grid(parameters: Parameters, answers: Sequence[Answer]) -> Grid:
+    rows: dict[str, list[Figure | None]] = {}
     for question in questions(parameters):
-        for uploader in ("bare", "curl", "worker"):
+        for uploader in (*limits(question), "worker"):
             found = [each for each in answers if (each.question, each.uploader) == (question.name, uploader)]
-            if found:
-                rows.append([question.name, uploader, *_cells(found)])
-    return "\n".join(
-        [
-            f"# artifacts, {date}\n",
-            f"Medians of {parameters.rounds} rounds (lowest to highest); {parameters.capacity} uploads at once.",
-            f"Machine: {about}; load average {averages[0]:.1f} before, {averages[1]:.1f} after.\n",
-            table(["", "", "seconds", "files/s", "MB/s", "CPU-s", "memory, MiB"], rows),
-            "",
-        ]
-    )
-
-
-def _cells(found: Sequence[Answer]) -> list[str]:
-    worker = found[0].uploader == "worker"
-    return [
-        figure(each.seconds for each in found).shown(),
-        figure(each.files / each.seconds for each in found).shown(),
-        figure(each.bytes / each.seconds / 1e6 for each in found).shown(),
-        figure(each.cpu for each in found).shown(),
-        figure(each.memory / 2**20 for each in found).shown() if worker else "",
-    ]
+            memory = figure(each.memory / 2**20 for each in found) if uploader == "worker" else None
+            rows[f"{question.name}, {uploader}"] = [
+                figure(each.seconds for each in found),
+                figure(each.files / each.seconds for each in found),
+                figure(each.bytes / each.seconds / 1e6 for each in found),
+                figure(each.cpu for each in found),
+                memory,
+            ]
+    return Grid(["seconds", "files/s", "MB/s", "CPU-s", "memory, MiB"], rows)

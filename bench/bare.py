@@ -130,7 +130,11 @@ def main(pool: str, tasks: int, capacity: int, with_spawn: bool, worker_id: str)
         print(trio.run(run_spawns, tasks, capacity))
         return
     garbage.resume()  # as the worker does
-    credentials = Credentials(os.environ["TASKCLUSTER_CLIENT_ID"], os.environ["TASKCLUSTER_ACCESS_TOKEN"])
+    credentials = Credentials(
+        os.environ["TASKCLUSTER_CLIENT_ID"],
+        os.environ["TASKCLUSTER_ACCESS_TOKEN"],
+        os.environ.get("TASKCLUSTER_CERTIFICATE"),
+    )
     load = Load(pool, tasks, capacity, with_spawn, worker_id)
     trio.run(run_tasks, Ports(), os.environ["TASKCLUSTER_ROOT_URL"], credentials, load)
 

@@ -24,7 +24,7 @@ from worker.queue.wire import format_time
 from worker.taskfile import complete_task
 
 POLL = 20.0  # seconds that a claim waits for work, as the queue has it (facts page, 1)
-CLAIM_LIFETIME = timedelta(minutes=20)
+CLAIM_LIFETIME = timedelta(hours=2)  # from the start on: longer than anything runs
 WAIT = 5.0  # seconds that a question for a count waits for it
 
 _HOST = "host.invalid"

@@ -26,6 +26,7 @@ from bench.load import create_tasks, seconds_of, seconds_to_run
 from bench.parameters import Parameters
 from bench.processes import (
     POOL,
+    RUN_LIMIT,
     BenchmarkFailed,
     Deployment,
     cpu_of,
@@ -33,6 +34,7 @@ from bench.processes import (
     delayed,
     open_canned,
     open_queue,
+    plain_environment,
     run_measured,
 )
 from bench.recording import RecordingPorts, per_task
@@ -167,10 +169,12 @@ async def _record(folder: Path, variant: Variant, parameters: Parameters) -> dic
         ids = await create_tasks(queue, POOL, variant.payload, tasks)
         if variant.runner == "bare":
             load = Load(POOL, tasks, parameters.capacity, spawn=variant.engine == "native")
-            await run_tasks(ports, queue.root_url, queue.credentials, load)
+            with trio.fail_after(RUN_LIMIT):
+                await run_tasks(ports, queue.root_url, queue.credentials, load)
         else:
             config = load_config(folder / f"{variant.engine}-{tasks}.yml", {})
-            await run_worker(config, ports, root_url=queue.root_url, credentials=queue.credentials)
+            with trio.fail_after(RUN_LIMIT):
+                await run_worker(config, ports, root_url=queue.root_url, credentials=queue.credentials)
         await seconds_to_run(queue, ids)
     return per_task(ports.calls, tasks)
 
@@ -216,7 +220,6 @@ async def _measure(
     return Measurement(
         round=number,
         variant=variant.name,
-        completed=tasks,
         seconds=seconds,
         tasks_per_second=tasks / seconds,
         cpu=1000 * used.own / tasks,
@@ -236,7 +239,7 @@ def _used_by(queue: Deployment) -> float:
 async def _measure_spawns(folder: Path, parameters: Parameters) -> float:
     """Processes a second, with no calls."""
     argv = ["-m", "bench.bare", "--tasks", str(parameters.tasks), "--capacity", str(parameters.capacity), "--spawn"]
-    _, output = await run_measured(argv, dict(os.environ), folder)
+    _, output = await run_measured(argv, plain_environment(), folder)
     return parameters.tasks / float(output)
 
 

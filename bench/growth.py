@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import trio
 
 from bench import writing
-from bench.load import add_tasks, create_tasks, seconds_to_run, wait_counted
+from bench.load import add_tasks, create_tasks, seconds_of, seconds_to_run, wait_counted
 from bench.parameters import Parameters
 from bench.processes import POOL, RUN_LIMIT, cpu_of, open_canned, open_queue, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average
@@ -108,6 +108,7 @@ async def _tasks(folder: Path, parameters: Parameters) -> list[Tenth]:
             await add_tasks(queue, batch)
             await wait_counted(queue, "reported", capacity + number * batch, RUN_LIMIT, worker)
             tenths.append(account.tenth())
+        await seconds_of(queue, capacity + TENTHS * batch)
         worker.send_signal(signal.SIGINT)  # With the TERM that follows it waits for no claim.
     return tenths
 
@@ -124,27 +125,28 @@ async def _log(folder: Path, parameters: Parameters) -> list[Tenth]:
         async with open_queue(folder) as queue, open_worker(folder, queue, "native", numberOfTasks=1) as worker:
             payload = {"command": [["/bin/sh", "-c", script]], "maxRunTime": int(RUN_LIMIT)}
             ids = await create_tasks(queue, POOL, payload, 1)
+            tenths: list[Tenth] = []
             with trio.fail_after(RUN_LIMIT):
-                tenths = await _written(said, worker.pid, lines * writing.LINE / MB)
-                await worker.wait()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_written, said, _Account(worker.pid, lines * writing.LINE / MB), tenths)
+                    await worker.wait()
+                    nursery.cancel_scope.cancel()
             await seconds_to_run(queue, ids)
     finally:
         os.close(said)
     return tenths
 
 
-async def _written(said: int, pid: int, megabytes: float) -> list[Tenth]:
-    """A tenth for each line but the first that the task has said."""
-    tenths: list[Tenth] = []
-    account = None
-    while len(tenths) < TENTHS:
+async def _written(said: int, account: _Account, tenths: list[Tenth]) -> None:
+    """A tenth for each line but the first that the task says. Runs until cancelled."""
+    warm = False
+    while True:
         await trio.lowlevel.wait_readable(said)
-        for _ in os.read(said, TENTHS):
-            if account is None:
-                account = _Account(pid, megabytes)
-            else:
-                tenths.append(account.tenth())
-    return tenths
+        for _ in os.read(said, 1 + TENTHS):
+            tenth = account.tenth()
+            if warm:
+                tenths.append(tenth)
+            warm = True
 
 
 def _log_part(parameters: Parameters) -> int:

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from bench.load import account_of, add_tasks, wait_counted
+from bench.load import account_of, add_tasks, seconds_of, wait_counted
 from bench.parameters import Parameters
 from bench.processes import delayed, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average, quantile
@@ -93,6 +93,7 @@ async def _measure(folder: Path, number: int, delay: float, tasks: int) -> list[
             await trio.sleep(pause.uniform(0, PAUSE) + 2 * delay)
             await add_tasks(queue, 1)
             await wait_counted(queue, "reported", done, TASK_LIMIT, worker)
+        await seconds_of(queue, tasks)
         account = await account_of(queue)
     begun = trio.Path(times)
     moments = [float(line) for line in (await begun.read_text()).split()]

@@ -19,7 +19,7 @@ from bench import writing
 from bench.load import create_tasks, open_client
 from bench.parameters import Parameters
 from bench.processes import BenchmarkFailed, Deployment, begin_peak, cpu_of, ended, memory_of, open_queue
-from bench.report import figure, load_average, machine, quantile, table
+from bench.report import Figure, Grid, Record, figure, load_average, quantile
 from bench.static import PROGRAM, open_bare, open_nginx
 from worker.model import RunKey
 from worker.ports import Ports
@@ -31,6 +31,9 @@ ANNOUNCED_LIMIT = 30.0  # seconds until a live log is announced
 VIEW_LIMIT = 300.0
 LATENCY_RATE = 100  # lines/s where latencies are measured
 MANY_RATE = 2000  # lines/s where there are many viewers
+
+NOTES = """lines/s, MB/s: of all viewers together. Where the task writes at a rate, 100 or 2,000 lines/s, each gets
+no more than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +80,12 @@ def questions(parameters: Parameters) -> list[Question]:
 
 def run(parameters: Parameters, out: Path) -> None:
     """Measure, print the table, and leave `livelog.json` and `livelog.md` in `out`. Raises BenchmarkFailed."""
-    date, before = datetime.now(UTC).isoformat(timespec="minutes"), load_average()
+    begun, before = datetime.now(UTC), load_average()
     with TemporaryDirectory(prefix="bench-") as name:
         answers = trio.run(_measure, Path(name), parameters)
-    text = _text(date, (before, load_average()), parameters, answers)
-    (out / "livelog.md").write_text(text)
-    shown = [asdict(each) | {"latencies": _quantiles(each.latencies)} for each in answers]
-    report = {"date": date, "machine": machine(), "parameters": asdict(parameters), "answers": shown}
-    (out / "livelog.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(text)
+    about = f"{parameters.rounds} rounds; lines of {writing.LINE} bytes."
+    record = Record("livelog", about, _grid(parameters, answers), NOTES, begun, before)
+    print(record.write(out, answers=[asdict(each) | {"latencies": _quantiles(each.latencies)} for each in answers]))
 
 
 async def _measure(folder: Path, parameters: Parameters) -> list[Answer]:
@@ -200,37 +200,25 @@ def _quantiles(latencies: Sequence[float]) -> dict[str, float]:
     return {f"p{share * 100:g}": quantile(latencies, share) for share in (0.5, 0.99, 1)} if latencies else {}
 
 
-def _text(date: str, averages: tuple[float, float], parameters: Parameters, answers: Sequence[Answer]) -> str:
-    about = ", ".join(f"{name} {value}" for name, value in machine().items())
-    rows = []
+def _grid(parameters: Parameters, answers: Sequence[Answer]) -> Grid:
+    rows: dict[str, list[Figure | None]] = {}
     for question in questions(parameters):
         for server in ("worker", "nginx", "hypercorn"):
             found = [each for each in answers if (each.question, each.server) == (question.name, server)]
             if found:
-                rows.append([question.name, server, *_cells(question, found)])
-    head = ["", "", "p50 ms", "p99 ms", "highest", "lines/s", "MB/s", "CPU-s/GB", "memory, KiB a viewer"]
-    return "\n".join(
-        [
-            f"# livelog, {date}\n",
-            f"Medians of {parameters.rounds} rounds (lowest to highest); lines of {writing.LINE} bytes.",
-            f"Machine: {about}; load average {averages[0]:.1f} before, {averages[1]:.1f} after.\n",
-            table(head, rows),
-            "",
-        ]
-    )
+                rows[f"{question.name}, {server}"] = _row(question, found)
+    return Grid(["p50 ms", "p99 ms", "highest", "lines/s", "MB/s", "CPU-s/GB", "memory, KiB a viewer"], rows)
 
 
-def _cells(question: Question, found: Sequence[Answer]) -> list[str]:
+def _row(question: Question, found: Sequence[Answer]) -> list[Figure | None]:
     latencies = [_quantiles(each.latencies) for each in found if each.latencies]
-    times = [
-        figure(1000 * each[share] for each in latencies).shown() if latencies and question.rate else ""
-        for share in ("p50", "p99", "p100")
-    ]
-    rated = found[0].server == "worker" and question.rate  # as fast as the task, and no faster
     return [
-        *times,
-        f"{question.rate:g} x {question.viewers}" if rated else figure(each.lines for each in found).shown(),
-        figure(each.bytes / each.seconds / 1e6 for each in found).shown(),
-        "" if found[0].bytes < 10**7 else figure(each.cpu / (each.bytes / 1e9) for each in found).shown(),
-        figure(each.memory / 1024 / each.viewers for each in found).shown(),
+        *(
+            figure(1000 * each[share] for each in latencies) if latencies and question.rate else None
+            for share in ("p50", "p99", "p100")
+        ),
+        figure(each.lines for each in found),
+        figure(each.bytes / each.seconds / 1e6 for each in found),
+        None if found[0].bytes < 10**7 else figure(each.cpu / (each.bytes / 1e9) for each in found),
+        figure(each.memory / 1024 / each.viewers for each in found),
     ]

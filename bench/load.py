@@ -19,9 +19,11 @@ from worker.queue import deployment as services
 from worker.queue.errors import QueueError
 from worker.queue.models import TaskStatus
 from worker.queue.services import Queue
+from worker.queue.wire import format_time
 from worker.taskfile import complete_task
 
 AT_ONCE = 16
+LIFETIME = timedelta(minutes=20)  # of a task: what a benchmark that fails leaves in a queue is soon over
 
 
 @asynccontextmanager
@@ -34,7 +36,8 @@ async def open_client(deployment: Deployment, ports: Ports) -> AsyncGenerator[Qu
 async def create_tasks(deployment: Deployment, pool: str, payload: dict[str, Any], number: int) -> list[str]:
     """Create so many equal tasks, several at once; their ids. Raises BenchmarkFailed where the queue refuses."""
     ports = Ports()
-    task = complete_task({"payload": payload}, "bench", pool, ports.now())
+    deadline = format_time(ports.now() + LIFETIME)
+    task = complete_task({"payload": payload, "deadline": deadline}, "bench", pool, ports.now())
     ids = [ports.slug() for _ in range(number)]
     limiter = trio.CapacityLimiter(AT_ONCE)
     async with open_client(deployment, ports) as queue:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 
@@ -31,3 +31,7 @@ DEFAULTS: Mapping[str, Parameters] = MappingProxyType(
     }
 )
 SMOKE = Parameters(tasks=6, rounds=1, capacity=3)
+# The soak takes as long as it can be looked at twice.
+SMOKES: Mapping[str, Parameters] = MappingProxyType(
+    {**dict.fromkeys(DEFAULTS, SMOKE), "soak": replace(SMOKE, tasks=2000)}
+)

@@ -43,8 +43,8 @@ class Cpu:
 def cpu_of(pid: int) -> Cpu:
     """What the process has used until now; it may be a zombie."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    user, system, children_user, children_system = (int(field) / TICKS for field in fields[11:15])
-    return Cpu(user + system, children_user + children_system)
+    user, system, children_user, children_system = map(int, fields[11:15])
+    return Cpu((user + system) / TICKS, (children_user + children_system) / TICKS)
 
 
 def begin_peak(pid: int) -> None:
@@ -81,10 +81,11 @@ class Deployment:
             "TASKCLUSTER_ACCESS_TOKEN": self.credentials.access_token,
             "TASKCLUSTER_CERTIFICATE": self.credentials.certificate or "",
         }
-        return {**_environment(), **{name: value for name, value in variables.items() if value}}
+        return {**plain_environment(), **{name: value for name, value in variables.items() if value}}
 
 
-def _environment() -> dict[str, str]:
+def plain_environment() -> dict[str, str]:
+    """This process' own, without what names a queue and its credentials."""
     ours = ("TASKCLUSTER_", "TC_WORKER_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
@@ -103,24 +104,32 @@ def open_canned(folder: Path, payload: dict[str, Any], tasks: int) -> AbstractAs
 async def open_worker(
     folder: Path, queue: Deployment, engine: str, webhooks: dict[str, Any] | None = None, **own: object
 ) -> AsyncGenerator[trio.Process, None]:
-    """A worker for the tasks of `POOL`, with `own` in the part `worker` of its config; it is silent."""
+    """A worker for the tasks of `POOL`, with `own` in the part `worker` of its config.
+
+    Its log is in `folder`, and the end of it is shown where the block raises.
+    """
     worker = {"taskQueueId": POOL, "workerId": "bench", "minimumDiskSpace": 0}
     config = {
         "engine": engine,
         "webhooks": webhooks or {},
         "worker": {**worker, "workDir": str(folder / "work"), **own},
     }
-    path = trio.Path(folder / "worker.yml")
+    path, log = trio.Path(folder / "worker.yml"), folder / "worker.log"
     await path.write_text(json.dumps(config))
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "worker", "run", "--config", str(path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=queue.environment(),
-    )
+    with _log(log) as stderr:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "worker", "run", "--config", str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env=queue.environment(),
+        )
     async with ended(process):
-        yield process
+        try:
+            yield process
+        except Exception:
+            print(f"the worker's log:\n{_tail(log)}", file=sys.stderr)
+            raise
 
 
 @asynccontextmanager
@@ -140,7 +149,7 @@ async def delayed(deployment: Deployment, seconds: float, folder: Path) -> Async
     ]
     with _log(folder / "delay.log") as stderr:
         process = await trio.lowlevel.open_process(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=_environment()
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=plain_environment()
         )
     async with ended(process):
         assert process.stdout is not None
@@ -155,7 +164,7 @@ async def _open_server(folder: Path, arguments: Sequence[str]) -> AsyncGenerator
     argv = [sys.executable, *arguments]
     with _log(folder / "queue.log") as stderr:
         process = await trio.lowlevel.open_process(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=_environment()
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=plain_environment()
         )
     async with ended(process):
         variables: dict[str, str] = {}

@@ -22,12 +22,13 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from bench.load import add_tasks, wait_counted
+from bench.load import add_tasks, seconds_of, wait_counted
 from bench.parameters import Parameters
 from bench.processes import RUN_LIMIT, TICKS, BenchmarkFailed, cpu_of, ended, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average
 
 RATE = 200  # looks a second
+START_LIMIT = 30.0  # seconds until py-spy looks
 ENGINES = ("mock", "native")
 OTHER = "other"
 PARTS = ("claim", "process", "log", "upload", "report", "hooks and scopes", "loop", OTHER)
@@ -156,6 +157,7 @@ async def _measure(folder: Path, number: int, engine: str, parameters: Parameter
             await add_tasks(queue, tasks)
             await wait_counted(queue, "reported", capacity + tasks, RUN_LIMIT, worker)
             main, used = _cpu_of_main(worker.pid) - main_before, cpu_of(worker.pid) - before
+        await seconds_of(queue, capacity + tasks)
         worker.send_signal(signal.SIGINT)  # With the TERM that follows it waits for no claim.
     threads = max(0.0, used.own - main)
     text = await trio.Path(stacks).read_text()
@@ -195,11 +197,12 @@ async def _sampled(pid: int, path: Path) -> AsyncGenerator[None, None]:
     async with ended(process):
         assert process.stdout is not None
         said = b""
-        while b"Sampling process" not in said:
-            chunk = await process.stdout.receive_some()
-            said += chunk
-            if not chunk:
-                raise BenchmarkFailed(f"py-spy may not look at the worker, which takes root: {said.decode()}")
+        with trio.fail_after(START_LIMIT):
+            while b"Sampling process" not in said:
+                chunk = await process.stdout.receive_some()
+                said += chunk
+                if not chunk:
+                    raise BenchmarkFailed(f"py-spy may not look at the worker, which takes root: {said.decode()}")
         yield
         process.send_signal(signal.SIGINT)
         said += b"".join([chunk async for chunk in process.stdout])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from urllib.parse import urlsplit
 
 import click
@@ -22,7 +21,6 @@ _JSON = "application/json"
 _SIGNATURE = 'Hawk id="bench", ts="1", nonce="nonce00", mac="0000000000000000000000000000000000000000000="'
 _LINK = b'{"storageType":"link","artifact":"public/logs/live_backing.log","contentType":"text/plain","expires":"%b"}'
 _S3 = b'{"storageType":"s3","contentType":"text/plain","expires":"%b"}'
-_EXPIRES = re.compile(r'"expires":\s*"([^"]*)"')
 
 
 class Connection:
@@ -65,12 +63,9 @@ async def run_tasks(root_url: str, pool: str, tasks: int, capacity: int) -> None
         stream = await trio.open_tcp_stream(url.hostname or "", url.port or 80)
         return Connection(stream, url.netloc)
 
-    async def run(claim: str) -> None:
+    async def run(status: dict[str, str]) -> None:
         connection, other = [idle.pop() if idle else await connect() for _ in range(2)]
-        task_id = claim[claim.index('"taskId"') :].split('"', 4)[3]
-        found = _EXPIRES.search(claim)
-        assert found is not None
-        expires = found[1].encode()
+        task_id, expires = status["taskId"], status["expires"].encode()
         path = f"/api/queue/v1/task/{task_id}/runs/0"
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other.call, f"{path}/artifacts/public/logs/live.log", _LINK % expires)
@@ -95,7 +90,7 @@ async def run_tasks(root_url: str, pool: str, tasks: int, capacity: int) -> None
             left -= len(answer["tasks"])
             for claim in answer["tasks"]:
                 places.acquire_nowait()
-                nursery.start_soon(run, json.dumps(claim))
+                nursery.start_soon(run, claim["status"])
 
 
 @click.command()

@@ -7,7 +7,6 @@ that is how long its web server takes to answer the shortest of questions.
 from __future__ import annotations
 
 import itertools
-import json
 import signal
 import socket
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 import trio
 
-from bench.load import account_of
+from bench.load import account_of, add_tasks
 from bench.parameters import Parameters
 from bench.processes import BenchmarkFailed, Deployment, cpu_of, memory_of, open_canned, open_worker
 from bench.report import Figure, Grid, Record, figure, load_average, quantile
@@ -102,7 +101,7 @@ async def _measure(folder: Path, engine: str, tasks: int, watched: float) -> Mea
         await http.control.request("GET", url)
         memory, descriptors = memory_of(process.pid, "VmRSS"), _count(process.pid, "fd")
         begun = trio.current_time()
-        await http.control.request("POST", f"{queue.root_url}/bench", content=json.dumps({"tasks": tasks}).encode())
+        await add_tasks(queue, tasks)
         await _until(lambda: _running(engine, queue, tasks), BEGIN_LIMIT, "begin")
         began = trio.current_time() - begun
         used = await _used(process, watched)

@@ -68,7 +68,7 @@ async def _measure(folder: Path, engine: str, tasks: int, capacity: int) -> list
                     if process.returncode is None:
                         done = await counted(queue, "reported")
                         # It may have ended meanwhile, and then has neither memory nor files.
-                        with suppress(OSError, StopIteration):
+                        with suppress(FileNotFoundError, ProcessLookupError, StopIteration):
                             looks.append(_look(process.pid, done, time.monotonic() - begun, folder / "work"))
                         print(f"{engine}: {done} of {tasks} tasks", end="\r", file=sys.stderr, flush=True)
         await seconds_of(queue, tasks)

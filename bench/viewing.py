@@ -64,7 +64,9 @@ async def _http(url: httpx.URL, viewer: Viewer, begun: trio.Event) -> None:
         begun.set()
         head = b""
         while b"\r\n\r\n" not in head:
-            head += await stream.receive_some(CHUNK)
+            chunk = await stream.receive_some(CHUNK)
+            assert chunk, head
+            head += chunk
         head, _, body = head.partition(b"\r\n\r\n")
         assert head.split(b" ", 2)[1] == b"200", head
         viewer.take(body)

@@ -12,7 +12,14 @@ from typing import Any
 def run_smoke(name: str, out: Path, *options: str) -> tuple[str, dict[str, Any]]:
     """What a run with tiny counts printed, and its JSON."""
     argv = [sys.executable, "-m", "bench", name, "--smoke", "--out", str(out), *options]
-    done = subprocess.run(argv, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (out / f"{name}.md").read_text().strip() == done.stdout.strip()
-    return done.stdout, json.loads((out / f"{name}.json").read_text())
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, cwd=Path(__file__).parents[2], stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            printed, told = process.communicate(timeout=300)
+        finally:
+            process.terminate()  # not killed: it ends what it has started
+    assert process.returncode == 0, told
+    assert (out / f"{name}.md").read_text().strip() == printed.strip()
+    report = json.loads((out / f"{name}.json").read_text())
+    assert report["figures"], "without these it cannot be compared with another record"
+    return printed, report

@@ -40,12 +40,6 @@ def test_every_variant_has_every_figure(smoke: tuple[str, dict[str, Any]]) -> No
         assert f"| {variant.name} " in text
 
 
-def test_every_task_was_completed(smoke: tuple[str, dict[str, Any]]) -> None:
-    _, report = smoke
-    counts = {each["variant"]: each["completed"] for each in report["measurements"]}
-    assert counts == {variant.name: report["parameters"]["tasks"] for variant in VARIANTS}
-
-
 def test_the_limit_makes_the_calls_that_the_worker_makes(smoke: tuple[str, dict[str, Any]]) -> None:
     _, report = smoke
     # How many tasks a claim brings depends on when places become free.
@@ -78,7 +72,7 @@ def test_all_servers_answer_every_question_about_live_logs(tmp_path: Path) -> No
         question = asked[answer["question"]]
         servers[question.name].add(answer["server"])
         assert answer["bytes"] >= question.lines * LINE * question.viewers
-        assert f"| {question.name} " in text
+        assert f"| {answer['question']}, {answer['server']} " in text
     everybody = {"worker", "hypercorn"} | ({"nginx"} if PROGRAM else set())
     # The others only send a file: they have no lines whose age could be told, and no websocket.
     assert servers == {
@@ -108,5 +102,5 @@ def test_artifacts_are_uploaded_in_every_way(tmp_path: Path) -> None:
     for question in upload_questions(SMOKE):
         uploaders = {each["uploader"] for each in report["answers"] if each["question"] == question.name}
         assert uploaders == {"worker", *limits(question)}
-        assert f"| {question.name} " in text
+        assert f"| {question.name}, worker " in text
     assert all(each["seconds"] > 0 for each in report["answers"])

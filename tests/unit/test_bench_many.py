@@ -39,7 +39,7 @@ def test_scale_has_both_engines_and_every_count(tmp_path: Path) -> None:
 
 
 def test_soak_looks_at_the_worker_until_the_end(tmp_path: Path) -> None:
-    _, report = run_smoke("soak", tmp_path, "--tasks", "1000")
+    _, report = run_smoke("soak", tmp_path)
     for engine, looks in report["looks"].items():
         assert len(looks) >= 2, engine
         assert [look["tasks"] for look in looks] == sorted(look["tasks"] for look in looks)

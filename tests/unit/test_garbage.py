@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 # In a process of its own: what was frozen stays so.
 PROGRAM = """
 import weakref
@@ -24,6 +26,22 @@ assert not after(), "not collected"
 """
 
 
-def test_cycles_are_collected_after_the_start_and_not_before() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+# As the commands run, each of them by `run_async`.
+COMMAND = """
+import gc
+from worker import garbage
+
+garbage.pause()
+from worker.cli.common import run_async
+
+async def work():
+    return 0 if gc.isenabled() and gc.get_threshold()[0] == garbage.YOUNG and gc.get_freeze_count() else 1
+
+run_async(work)
+"""
+
+
+@pytest.mark.parametrize("program", [PROGRAM, COMMAND], ids=["module", "command"])
+def test_cycles_are_collected_after_the_start_and_not_before(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
