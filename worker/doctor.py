@@ -10,7 +10,7 @@ from typing import Any
 
 import engines.registry
 import plugins.registry
-from worker.cgroups import Limits
+from worker.cgroups import Limits, hasten_moves
 from worker.config import Config
 from worker.disk import look
 from worker.folders import size_of
@@ -57,6 +57,8 @@ class Finding:
 async def examine(config: Config, ports: Ports, tell: Callable[[Finding], None]) -> None:
     """Look at everything that a worker with this config needs; `tell` gets each finding as it is made."""
     tell(await _containment(ports))
+    if command := await ports.run_sync(hasten_moves):
+        tell(Finding("cgroup moves", Health.OK, "a task's start may wait some 10 ms for the kernel", command))
     for finding in _installed():
         tell(finding)
     tell(_payload(config))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.cgroups import Cgroup, Home, Homes, Limits, Usage, open_homes, own_groups, settings
+from worker.cgroups import Cgroup, Home, Homes, Limits, Usage, hasten_moves, open_homes, own_groups, settings
 
 ALL = Limits(memory=2**20, processes=10, cpus=1.5)
 
@@ -170,3 +170,14 @@ def test_a_group_that_cannot_be_limited_is_not_left(tmp_path: Path) -> None:
         Cgroup(homes, "tree", ALL)
     assert not (tmp_path / "tree").exists()
     assert not (tmp_path / "other/tree").exists()
+
+
+def test_what_hastens_moves_keeps_the_other_options(tmp_path: Path) -> None:
+    own = machine(tmp_path, "0::/\n", memory="cgroup rw,memory", unified="cgroup2 rw,nsdelegate")
+    assert hasten_moves(own) == f"mount -o remount,rw,nsdelegate,favordynmods {tmp_path}/unified"
+
+
+def test_nothing_is_to_be_hastened_where_nobody_waits(tmp_path: Path) -> None:
+    assert hasten_moves(machine(tmp_path, "0::/\n", unified="cgroup2 rw,favordynmods")) is None
+    assert hasten_moves(machine(tmp_path / "v1", "1:memory:/\n", memory="cgroup rw,memory")) is None
+    assert hasten_moves(tmp_path / "elsewhere") is None
