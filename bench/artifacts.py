@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import signal
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,21 +17,21 @@ import trio
 from bench.load import create_tasks, open_client
 from bench.parameters import Parameters
 from bench.processes import (
+    POOL,
     RUN_LIMIT,
     BenchmarkFailed,
     Deployment,
     begin_peak,
     cpu_of,
-    ended,
     memory_of,
     open_queue,
+    open_worker,
     run_measured,
 )
 from bench.report import Figure, Grid, Record, figure, load_average
 from worker.model import RunKey
 from worker.ports import Ports
 
-POOL = "bench/artifacts"
 SMALL = 1024  # bytes
 LARGE = 5 * 2**30  # bytes, of 10,000 tasks in the parameters
 POLL = 0.2  # seconds; the queue has no call that waits for a run's end
@@ -100,8 +99,13 @@ async def _measure(folder: Path, parameters: Parameters, question: Question) -> 
     for limit in limits(question):
         async with open_queue(folder) as queue:
             answers.append(await _ask_limit(limit, queue, folder, parameters, question))
-    async with open_queue(folder) as queue, _open_worker(queue, folder, parameters, question) as pid:
-        answers.append(await _ask_worker(queue, pid, folder, question))
+    parts = {"plugins": {"artifacts": {"parallelism": parameters.capacity}}}
+    async with (
+        open_queue(folder) as queue,
+        open_worker(folder, queue, "native", parts, artifactStorage=question.storage) as worker,
+    ):
+        answers.append(await _ask_worker(queue, worker.pid, folder, question))
+        worker.send_signal(signal.SIGINT)  # With the TERM that follows it waits for no claim.
     return answers
 
 
@@ -136,40 +140,19 @@ async def _ask_limit(limit: str, queue: Deployment, folder: Path, parameters: Pa
     return Answer(question.name, limit, question.files, question.bytes, seconds, cpu, 0)
 
 
-@asynccontextmanager
-async def _open_worker(
-    queue: Deployment, folder: Path, parameters: Parameters, question: Question
-) -> AsyncGenerator[int, None]:
-    own = {"taskQueueId": POOL, "workerId": "bench", "workDir": str(folder / "work"), "minimumDiskSpace": 0}
-    document = {
-        "engine": "native",
-        "worker": {**own, "artifactStorage": question.storage},
-        "plugins": {"artifacts": {"parallelism": parameters.capacity}},
-    }
-    (folder / "artifacts.yml").write_text(json.dumps(document))
-    argv = [sys.executable, "-m", "worker", "run", "--config", str(folder / "artifacts.yml")]
-    with (folder / "worker.log").open("wb") as stderr:
-        process = await trio.lowlevel.open_process(
-            argv, stdin=subprocess.DEVNULL, stderr=stderr, env=queue.environment()
-        )
-    async with ended(process):
-        yield process.pid
-        process.kill()  # told to stop, it would wait for its claim's answer
-
-
 async def _ask_worker(queue: Deployment, pid: int, folder: Path, question: Question) -> Answer:
     # A first task has everything loaded that any task needs.
-    await _run_task(queue, folder, Question("warm-up", 1, SMALL, question.storage), folder / "warm")
+    await _run_task(queue, Question("warm-up", 1, SMALL, question.storage), folder / "warm")
     before, memory = cpu_of(pid), memory_of(pid, "VmRSS")
     begin_peak(pid)
     done = folder / "done"
-    resolved = await _run_task(queue, folder, question, done)
+    resolved = await _run_task(queue, question, done)
     seconds = resolved - done.stat().st_mtime
     cpu, grown = (cpu_of(pid) - before).own, memory_of(pid, "VmHWM") - memory
     return Answer(question.name, "worker", question.files, question.bytes, seconds, cpu, grown)
 
 
-async def _run_task(queue: Deployment, folder: Path, question: Question, done: Path) -> float:
+async def _run_task(queue: Deployment, question: Question, done: Path) -> float:
     """Have a task run and upload; when it was resolved, by the clock that files have too."""
     artifacts = [{"type": "directory", "path": "out", "name": "public", **IDENTITY}]
     payload = {"command": [_script(question, "out", str(done))], "maxRunTime": 600, "artifacts": artifacts}
@@ -182,7 +165,7 @@ async def _run_task(queue: Deployment, folder: Path, question: Question, done: P
                     break
                 await trio.sleep(POLL)
         if status.state != "completed":
-            raise BenchmarkFailed(f"{question.name}: {status.state}: {(folder / 'worker.log').read_text()[-2000:]}")
+            raise BenchmarkFailed(f"{question.name}: {status.state}")
         listed = await client.list_artifacts(RunKey(task_id, 0))
         uploaded = sum(artifact.storage_type == question.storage for artifact in listed)
         if uploaded != question.files + 1:  # and the log

@@ -6,8 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +17,24 @@ import trio
 from bench import writing
 from bench.load import create_tasks, open_client
 from bench.parameters import Parameters
-from bench.processes import BenchmarkFailed, Deployment, begin_peak, cpu_of, ended, memory_of, open_queue
+from bench.processes import (
+    POOL,
+    BenchmarkFailed,
+    Deployment,
+    begin_peak,
+    cpu_of,
+    ended,
+    memory_of,
+    open_queue,
+    open_worker,
+)
 from bench.report import Figure, Grid, Record, figure, load_average, quantile
 from bench.static import PROGRAM, open_bare, open_nginx
 from worker.model import RunKey
 from worker.ports import Ports
 from worker.queue.errors import NotFound
 
-POOL = "bench/livelog"
+PARTS = {"plugins": {"livelog": {"delay": 0, "lag": "5 minutes"}}}
 LIVE = "public/logs/live.log"
 ANNOUNCED_LIMIT = 30.0  # seconds until a live log is announced
 VIEW_LIMIT = 300.0
@@ -90,35 +99,16 @@ def run(parameters: Parameters, out: Path) -> None:
 
 async def _measure(folder: Path, parameters: Parameters) -> list[Answer]:
     answers = []
-    async with open_queue(folder) as queue, _open_worker(queue, folder) as pid:
+    async with open_queue(folder) as queue, open_worker(folder, queue, "native", PARTS) as worker:
         for number in range(1, parameters.rounds + 1):
             for question in questions(parameters):
-                answer = await _ask_worker(queue, pid, folder, question)
+                answer = await _ask_worker(queue, worker.pid, folder, question)
                 answers.append(answer)
                 if question.way == "http" and not question.name.startswith("latency"):
                     answers += await _ask_others(folder, question, answer.bytes // question.viewers)
                 print(f"round {number}, {question.name}", file=sys.stderr, flush=True)
+        worker.send_signal(signal.SIGINT)  # With the TERM that follows it waits for no claim.
     return answers
-
-
-@asynccontextmanager
-async def _open_worker(queue: Deployment, folder: Path) -> AsyncGenerator[int, None]:
-    own = {"taskQueueId": POOL, "workerId": "bench", "workDir": str(folder / "work"), "minimumDiskSpace": 0}
-    document = {
-        "engine": "native",
-        "worker": own,
-        "plugins": {"livelog": {"delay": 0, "lag": "5 minutes"}},
-    }
-    (folder / "livelog.yml").write_text(json.dumps(document))
-    argv = [sys.executable, "-m", "worker", "run", "--config", str(folder / "livelog.yml")]
-    with (folder / "worker.log").open("wb") as stderr:
-        process = await trio.lowlevel.open_process(
-            argv, stdin=subprocess.DEVNULL, stderr=stderr, env=queue.environment()
-        )
-    async with ended(process):
-        yield process.pid
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
 
 
 async def _ask_worker(queue: Deployment, pid: int, folder: Path, question: Question) -> Answer:
@@ -128,8 +118,7 @@ async def _ask_worker(queue: Deployment, pid: int, folder: Path, question: Quest
     (task_id,) = await create_tasks(queue, POOL, {"command": [command], "maxRunTime": 600}, 1)
     url = await _live_log(queue, task_id)
     if url is None:
-        log = (folder / "worker.log").read_text()
-        raise BenchmarkFailed(f"{question.name}: no live log after {ANNOUNCED_LIMIT:g} s: {log[-2000:]}")
+        raise BenchmarkFailed(f"{question.name}: no live log after {ANNOUNCED_LIMIT:g} s")
     return await _view(url, pid, "worker", question, go.touch)
 
 

@@ -102,16 +102,16 @@ def open_canned(folder: Path, payload: dict[str, Any], tasks: int) -> AbstractAs
 
 @asynccontextmanager
 async def open_worker(
-    folder: Path, queue: Deployment, engine: str, webhooks: dict[str, Any] | None = None, **own: object
+    folder: Path, queue: Deployment, engine: str, parts: dict[str, Any] | None = None, **own: object
 ) -> AsyncGenerator[trio.Process, None]:
-    """A worker for the tasks of `POOL`, with `own` in the part `worker` of its config.
+    """A worker for the tasks of `POOL`, with `own` in the part `worker` of its config, and other `parts` of that.
 
     Its log is in `folder`, and the end of it is shown where the block raises.
     """
     worker = {"taskQueueId": POOL, "workerId": "bench", "minimumDiskSpace": 0}
     config = {
+        **(parts or {}),
         "engine": engine,
-        "webhooks": webhooks or {},
         "worker": {**worker, "workDir": str(folder / "work"), **own},
     }
     path, log = trio.Path(folder / "worker.yml"), folder / "worker.log"

@@ -195,7 +195,7 @@ async def _worker(
 ) -> AsyncGenerator[tuple[trio.Process, int], None]:
     """The worker, and the port of its web server."""
     port = _free_port()
-    async with open_worker(folder, queue, engine, {"port": port}, capacity=tasks) as process:
+    async with open_worker(folder, queue, engine, {"webhooks": {"port": port}}, capacity=tasks) as process:
         await _until(lambda: _answers(port), 30, "begin")
         yield process, port
 
