@@ -76,19 +76,26 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     # What was started ends with the benchmark, also where that is told to end.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    failed = []
+    chosen: dict[str, Callable[[], None]] = {}
     for each in [name] if name else sorted(benchmarks):
         base = (SMOKES if smoke else DEFAULTS)[each]
         parameters = replace(
             base, tasks=tasks or base.tasks, rounds=rounds or base.rounds, capacity=capacity or base.capacity
         )
-        try:
-            benchmarks[each](parameters, out)
-        except Exception as error:  # noqa: BLE001 - what is not foreseen is raised again
-            # One that fails, such as for want of root, keeps no other from running.
-            failed.append(f"{each}: {_sentence(error)}")
-    if failed:
+        chosen[each] = partial(benchmarks[each], parameters, out)
+    if failed := run_each(chosen):
         raise click.ClickException("\n".join(failed))
+
+
+def run_each(benchmarks: Mapping[str, Callable[[], None]]) -> list[str]:
+    """Run all of them: one that fails, such as for want of root, keeps no other from running. Which failed, and why."""
+    failed = []
+    for name, benchmark in benchmarks.items():
+        try:
+            benchmark()
+        except Exception as error:  # noqa: BLE001 - what is not foreseen is raised again
+            failed.append(f"{name}: {_sentence(error)}")
+    return failed
 
 
 def _sentence(error: Exception) -> str:

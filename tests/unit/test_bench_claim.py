@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Generator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import taskcluster
 from bench_smoke import run_smoke
 
+from bench.__main__ import run_each
 from bench.claim_report import regressions
+from bench.processes import BenchmarkFailed
 from worker.proctree import descendants, is_alive
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
@@ -39,11 +43,33 @@ def claim(environment: dict[str, str], *options: str) -> subprocess.CompletedPro
     )
 
 
+def temporary(deployment: dict[str, str]) -> dict[str, str]:
+    """The same with credentials as `taskcluster signin` gives them, and no more scopes than bench/README.md names."""
+    scopes = [
+        f"queue:create-task:lowest:{POOL}",
+        "queue:create-task:project:none",
+        "queue:scheduler-id:-",
+        f"queue:claim-work:{POOL}",
+        "queue:worker-id:*",
+        "queue:status:*",
+    ]
+    now = datetime.now(UTC)
+    made = taskcluster.createTemporaryCredentials(
+        deployment["TASKCLUSTER_CLIENT_ID"],
+        deployment["TASKCLUSTER_ACCESS_TOKEN"],
+        now - timedelta(minutes=5),
+        now + timedelta(minutes=30),
+        scopes,
+    )
+    names = {"CLIENT_ID": "clientId", "ACCESS_TOKEN": "accessToken", "CERTIFICATE": "certificate"}
+    return {**deployment, **{f"TASKCLUSTER_{name}": made[key] for name, key in names.items()}}
+
+
 def test_a_deployment_is_measured_with_the_credentials_of_the_environment(
     deployment: dict[str, str], tmp_path: Path
 ) -> None:
     root_url = deployment["TASKCLUSTER_ROOT_URL"]
-    done = claim(deployment, "--root-url", root_url, "--task-queue-id", POOL, "--out", str(tmp_path))
+    done = claim(temporary(deployment), "--root-url", root_url, "--task-queue-id", POOL, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "claim.json").read_text())
     assert report["place"] == f"{POOL} at {root_url}"
@@ -104,7 +130,25 @@ def test_an_order_of_magnitude_is_a_regression_and_less_is_noise() -> None:
     assert regressions(ratios("native of spawn", 0.04), recorded) == []
 
 
-def test_a_benchmark_that_fails_is_told_in_a_sentence_and_keeps_no_other_from_running(tmp_path: Path) -> None:
+def test_a_benchmark_that_fails_keeps_no_other_from_running() -> None:
+    ran = []
+
+    def fails() -> None:
+        raise ExceptionGroup("", [BenchmarkFailed("there is no figure")])
+
+    failed = run_each({"first": fails, "second": lambda: ran.append("second")})
+    assert (failed, ran) == (["first: there is no figure"], ["second"])
+
+
+def test_what_is_not_foreseen_is_no_sentence() -> None:
+    def fails() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_each({"first": fails})
+
+
+def test_a_benchmark_that_fails_is_told_in_a_sentence(tmp_path: Path) -> None:
     # There is nothing to divide by when every task is over before the soak's first look.
     argv = [sys.executable, "-m", "bench", "soak", "--smoke", "--tasks", "1", "--out", str(tmp_path)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
